@@ -1,0 +1,31 @@
+# make run     start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
+# make test    all tests
+# make lint    style and types
+
+VENV := .venv
+# Any Python of 3.11 or later.
+PYTHON ?= python3
+STAMP := $(VENV)/installed
+
+.PHONY: install run test lint
+
+install: $(STAMP)
+
+# The stamp makes the second run quick: it is renewed when the dependencies change.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Galvanic needs Python 3.11 or later; set PYTHON=")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# exec: signals sent to make's child reach galvanic, not a shell.
+run: install
+	@exec $(VENV)/bin/galvanic up
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

@@ -1,0 +1,374 @@
+"""Every message between Galvanic's processes: its sender, its receiver, its meaning (architecture.md 3).
+
+Rare messages are MessagePack of the tagged structs below. What moves rows is the *frame*: a fixed header and records
+with fixed heads, so that the ingester only copies bytes.
+
+Sockets
+-------
+stream    ROUTER (ingester, bound) / DEALER (worker; routing id ``<worker>:<boot>``): parts ``[kind, body]`` with kind
+          :data:`FRAME` or :data:`MESSAGE`
+status    PUB (ingester, bound) / SUB: parts ``[STATUS_TOPIC, Status]``
+requests  ROUTER (worker, bound) / DEALER (gateway): part ``[body]`` with a request or a reply
+events    XPUB (worker, bound) / SUB (gateway): parts ``[topic, body]``; topics :func:`handle_topic` and APPLIED_TOPIC
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from common.lsn import Offset
+from common.shape import ShapeRequest
+
+FRAME: Final = b"F"
+MESSAGE: Final = b"M"
+STATUS_TOPIC: Final = b"s"
+APPLIED_TOPIC: Final = b"a"
+
+# --------------------------------------------------------------------------------------------------------------------
+# stream, worker → ingester
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
+    """«I am here and hold these partitions, opened under assignment ``version`` (0: none yet).»
+
+    Sent at start, when an assignment has been carried out, and when frames were lost (``lost``: the stream must be
+    rewound for this worker). ``tables`` are the oids whose changes the held shapes need.
+    """
+
+    worker: str
+    boot: str
+    version: int
+    held: tuple[int, ...]
+    tables: tuple[int, ...]
+    requests: str
+    events: str
+    lost: bool = False
+
+
+class Subscribe(msgspec.Struct, tag="subscribe", frozen=True):
+    """«Publish this table and send me its changes»: answered in the frames by Subscribed or Refused of the same id."""
+
+    id: int
+    table: int
+    schema: str
+    name: str
+
+
+class Unsubscribe(msgspec.Struct, tag="unsubscribe", frozen=True):
+    """«No shape of mine needs this table any more.»"""
+
+    table: int
+
+
+class Durable(msgspec.Struct, tag="durable", frozen=True):
+    """«All I was fed in this epoch up to ``lsn`` survives a power cut.» Also the heartbeat: at least one a second."""
+
+    epoch: int
+    lsn: int
+
+
+class Credit(msgspec.Struct, tag="credit", frozen=True):
+    """«These many bytes of this epoch's frames are dealt with; so many more may be in flight.»"""
+
+    epoch: int
+    amount: int
+
+
+class Leave(msgspec.Struct, tag="leave", frozen=True):
+    """«I have released all my partitions and am going.»"""
+
+
+# stream, ingester → worker (kind MESSAGE)
+
+
+class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
+    """«Hold exactly these partitions», of ``total``. A worker answers with ``Hello(version=…)`` when it does.
+
+    ``acknowledged`` is the LSN below which all is durable in every active shape; ``generation`` the one that shapes
+    must belong to: shapes of another generation end. ``system`` is the database cluster's identifier, ``""`` while it
+    is not known; ``boot`` that of the ingester.
+    """
+
+    version: int
+    partitions: tuple[int, ...]
+    total: int
+    acknowledged: int
+    generation: int
+    system: str
+    boot: str
+
+
+# records inside frames
+
+
+class Subscribed(msgspec.Struct, tag="subscribed", frozen=True):
+    """The worker gets every change of the table after the commit ``position``, the last one dispatched before.
+
+    ``unseen`` are the (64-bit) transactions dispatched up to there that a snapshot may not show yet (engine.md H-C).
+    """
+
+    id: int
+    position: int
+    unseen: tuple[int, ...]
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The table cannot be published: why, as http-api.md §25 words it, and with which status and patience (s)."""
+
+    id: int
+    reason: str
+    status: int = 503
+    retry_after: int | None = 10
+
+
+FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Leave
+ToWorker = Assign
+Answer = Subscribed | Refused
+
+# --------------------------------------------------------------------------------------------------------------------
+# frames
+
+FRAME_BYTES: Final = 256 * 1024
+"""A frame is cut when it has this many bytes or when the replication socket has no more to give."""
+
+_FRAME_HEAD = struct.Struct("<QQ")
+_RECORD_HEAD = struct.Struct("<BxxxII")
+_BEGIN = struct.Struct("<QQq")
+_COMMIT = struct.Struct("<QQ")
+_POSITION = struct.Struct("<Q")
+
+POSITION: Final = ord("P")  # first record of an epoch: LSN the stream restarts from, partitions it feeds
+BEGIN: Final = ord("B")  # commit LSN, xid (64 bit), commit time; sent before the first change this worker gets
+RELATION: Final = ord("R")  # ancestors of the relation, the raw Relation message
+CHANGE: Final = ord("C")  # a raw Insert, Update or Delete; index = its number in the transaction
+TRUNCATE: Final = ord("T")  # a raw Truncate; index = number of its first relation
+COMMIT: Final = ord("E")  # commit LSN, xid; goes to every worker; index = number of changes
+ANSWER: Final = ord("A")  # Subscribed or Refused
+
+
+def frame_head(epoch: int, seq: int) -> bytes:
+    """The 16 bytes a frame starts with; ``seq`` counts the frames of an epoch to one worker from 0, without gaps."""
+    return _FRAME_HEAD.pack(epoch, seq)
+
+
+def record(kind: int, index: int, payload: bytes) -> bytes:
+    """One record: kind, index, payload."""
+    return _RECORD_HEAD.pack(kind, index, len(payload)) + payload
+
+
+record_head = _RECORD_HEAD.pack
+"""``record_head(kind, index, length)``: for the hot path, which appends head and payload separately."""
+
+
+def position_record(lsn: int, partitions: tuple[int, ...]) -> bytes:
+    """The record that opens an epoch."""
+    return record(POSITION, 0, _POSITION.pack(lsn) + b"".join(p.to_bytes(2, "little") for p in partitions))
+
+
+def parse_position(payload: bytes) -> tuple[int, tuple[int, ...]]:
+    """``(LSN, partitions fed)`` of a POSITION record."""
+    rest = payload[_POSITION.size :]
+    parts = tuple(int.from_bytes(rest[i : i + 2], "little") for i in range(0, len(rest), 2))
+    return _POSITION.unpack_from(payload)[0], parts
+
+
+def begin_record(lsn: int, xid: int, committed_us: int) -> bytes:
+    """BEGIN: ``committed_us`` is Postgres' clock in microseconds since 2000-01-01."""
+    return record(BEGIN, 0, _BEGIN.pack(lsn, xid, committed_us))
+
+
+parse_begin = _BEGIN.unpack
+"""``(commit LSN, xid, commit time)`` of a BEGIN record."""
+
+
+def commit_record(lsn: int, xid: int, changes: int) -> bytes:
+    """COMMIT of a transaction with this many published changes."""
+    return record(COMMIT, changes, _COMMIT.pack(lsn, xid))
+
+
+parse_commit = _COMMIT.unpack
+"""``(commit LSN, xid)`` of a COMMIT record."""
+
+
+def relation_record(ancestors: tuple[int, ...], message: bytes) -> bytes:
+    """RELATION: oids of the partitioned tables above the relation, and the raw message."""
+    return record(RELATION, 0, struct.pack(f"<B{len(ancestors)}I", len(ancestors), *ancestors) + message)
+
+
+def parse_relation_record(payload: bytes) -> tuple[tuple[int, ...], bytes]:
+    """``(ancestors, raw Relation message)``."""
+    count = payload[0]
+    return struct.unpack_from(f"<{count}I", payload, 1), payload[1 + 4 * count :]
+
+
+def parse_frame(frame: bytes) -> tuple[int, int]:
+    """``(epoch, seq)`` of a frame."""
+    epoch, seq = _FRAME_HEAD.unpack_from(frame)
+    return epoch, seq
+
+
+def records(frame: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The ``(kind, index, payload)`` of each record of a frame. A payload is a copy and may be kept."""
+    unpack = _RECORD_HEAD.unpack_from
+    at, size = _FRAME_HEAD.size, len(frame)
+    while at < size:
+        kind, index, length = unpack(frame, at)
+        at += 12
+        yield kind, index, frame[at : at + length]
+        at += length
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# status: ingester → all, each second and at each change
+
+
+class WorkerPlace(msgspec.Struct, frozen=True):
+    """Where a worker listens."""
+
+    requests: str
+    events: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ingester is doing. ``owners`` holds only partitions whose worker is fed by the present epoch.
+
+    ``state``: ``active`` | ``waiting`` (another instance holds the lock, or no database yet) | ``starting`` |
+    ``fatal``; ``reason`` says why, for people, whenever it is not ``active``.
+    """
+
+    boot: str
+    state: str
+    reason: str
+    epoch: int
+    generation: int
+    partitions: int
+    lsn: int
+    owners: dict[int, str]
+    workers: dict[str, WorkerPlace]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# requests: gateway → worker, and their replies
+
+
+class Ensure(msgspec.Struct, tag="ensure", frozen=True):
+    """«Find or create this shape»: answered by Place once its snapshot has started, else by Refusal."""
+
+    id: int
+    request: ShapeRequest
+
+
+class Resolve(msgspec.Struct, tag="resolve", frozen=True):
+    """«Where is the shape with this handle?»: Place, or Missing."""
+
+    id: int
+    handle: str
+
+
+class Delete(msgspec.Struct, tag="delete", frozen=True):
+    """«End the shape with this handle»: Done, or Missing."""
+
+    id: int
+    handle: str
+
+
+class Find(msgspec.Struct, tag="find", frozen=True):
+    """«Is there a shape for this request? Do not create one»: Place, or Missing, or Refusal."""
+
+    id: int
+    request: ShapeRequest
+
+
+class Place(msgspec.Struct, tag="place", frozen=True, kw_only=True):
+    """A live shape: ``directory`` is relative to the storage directory, ``schema`` the electric-schema header."""
+
+    id: int
+    handle: str
+    directory: str
+    schema: str
+    request: ShapeRequest
+
+
+class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):
+    """The request failed: an HTTP status, the JSON body, and patience in seconds for ``retry-after``.
+
+    ``known`` marks errors that carry ``electric-internal-known-error``. Status 409 means must-refetch without handle.
+    """
+
+    id: int
+    status: int
+    body: bytes
+    retry_after: int | None = None
+    known: bool = False
+
+
+class Missing(msgspec.Struct, tag="missing", frozen=True):
+    """No such shape here."""
+
+    id: int
+
+
+class NotOwner(msgspec.Struct, tag="not_owner", frozen=True):
+    """The partition is not (or not yet) this worker's: ask its owner, or again in a moment."""
+
+    id: int
+
+
+class Done(msgspec.Struct, tag="done", frozen=True):
+    """It is done."""
+
+    id: int
+
+
+Request = Ensure | Resolve | Delete | Find
+Reply = Place | Refusal | Missing | NotOwner | Done
+
+# --------------------------------------------------------------------------------------------------------------------
+# events: worker → gateways (hints; may be lost)
+
+
+class Tail(msgspec.Struct, tag="tail", frozen=True):
+    """The log of the handle now ends at this offset (``0_inf`` when it has no entry).
+
+    Sent on each commit that touches it, and to whoever subscribes to the handle.
+    """
+
+    offset: Offset
+
+
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    """The shape is gone: clients must fetch anew."""
+
+    reason: str
+
+
+class Applied(msgspec.Struct, tag="applied", frozen=True):
+    """All commits up to ``lsn`` are readable in the shapes of these partitions. Published after the Tails."""
+
+    lsn: int
+    partitions: tuple[int, ...]
+
+
+HandleEvent = Tail | Ended
+
+
+def handle_topic(handle: str) -> bytes:
+    """The topic of one handle; the final ``\\n`` keeps a handle from being the prefix of another."""
+    return b"h" + handle.encode() + b"\n"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+encode = msgspec.msgpack.Encoder().encode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+decode_status = msgspec.msgpack.Decoder(Status).decode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+decode_handle_event = msgspec.msgpack.Decoder(HandleEvent).decode
+decode_applied = msgspec.msgpack.Decoder(Applied).decode

@@ -1,0 +1,36 @@
+"""What a Galvanic process tells the kernel about itself: that it must not outlive the process that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+# Loaded at import time: between fork and exec nothing may take a lock, and dlopen does.
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent(signum: int = signal.SIGTERM, parent: int | None = None) -> None:
+    """Asks the kernel to send `signum` to this process when its parent dies, however it dies.
+
+    `parent` is the process id the parent had; if it is already gone, `signum` is raised at once. The kernel watches the
+    *thread* that forked, so a parent must fork from a thread that lives as long as it does. Changing the user id clears
+    the request: call this after privileges were dropped. Does nothing on systems other than Linux.
+    """
+    if _libc is None:
+        return
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def dying_with_this_process(signum: int) -> Callable[[], None]:
+    """A `preexec_fn` for `subprocess.Popen` that ties the child's life to this process (see `die_with_parent`).
+
+    `subprocess` runs it after it changed the user, as the kernel requires.
+    """
+    parent = os.getpid()
+    return lambda: die_with_parent(signum, parent)

@@ -1,0 +1,191 @@
+"""Access to files: the only module of this package that touches the operating system.
+
+Everything else takes a :class:`Files`, so that tests can put one in its place that tears writes, runs out of space or
+loses what was not synced. The real one, :data:`REAL`, is the functions of ``os`` themselves: nothing is added per call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Final, Protocol
+
+READ: Final = os.O_RDONLY
+UPDATE: Final = os.O_RDWR
+CREATE: Final = os.O_RDWR | os.O_CREAT
+CREATE_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
+"""The ways to open a file. None appends: writers keep positions themselves, which makes a failed write repeatable."""
+
+_FILE_MODE = 0o644
+_DIRECTORY_MODE = 0o755
+
+
+class Files(Protocol):
+    """What the package asks of a file system. All raise ``OSError`` as the system calls of the same name do."""
+
+    def open(self, path: Path, flags: int, /) -> int:
+        """Open with :data:`READ`, :data:`UPDATE`, :data:`CREATE` or :data:`CREATE_NEW`; the descriptor."""
+
+    def close(self, fd: int, /) -> None:
+        """Give the descriptor back."""
+
+    def pread(self, fd: int, length: int, offset: int, /) -> bytes:
+        """Up to ``length`` bytes at ``offset``; fewer only where the file ends."""
+
+    def pwrite(self, fd: int, data: bytes, offset: int, /) -> int:
+        """Write at ``offset``; the number of bytes written, which may be fewer than given."""
+
+    def ftruncate(self, fd: int, length: int, /) -> None:
+        """Cut the file to ``length`` bytes."""
+
+    def size(self, fd: int, /) -> int:
+        """The file's length in bytes."""
+
+    def fdatasync(self, fd: int, /) -> None:
+        """Wait until content and length are on the disk."""
+
+    def sync_directory(self, path: Path, /) -> None:
+        """Wait until the names in the directory are on the disk."""
+
+    def mkdir(self, path: Path, /) -> None:
+        """Make one directory."""
+
+    def rename(self, source: Path, target: Path, /) -> None:
+        """Move a file or directory within one file system, atomically."""
+
+    def listdir(self, path: Path, /) -> list[str]:
+        """The names in a directory, in no order."""
+
+    def is_directory(self, path: Path, /) -> bool:
+        """Whether the path is a directory itself (a link to one is not)."""
+
+    def remove(self, path: Path, /) -> None:
+        """Remove a file."""
+
+    def rmdir(self, path: Path, /) -> None:
+        """Remove an empty directory."""
+
+
+def _open(path: Path, flags: int, /) -> int:
+    return os.open(path, flags, _FILE_MODE)
+
+
+def _size(fd: int, /) -> int:
+    return os.fstat(fd).st_size
+
+
+def _sync_directory(path: Path, /) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _mkdir(path: Path, /) -> None:
+    os.mkdir(path, _DIRECTORY_MODE)
+
+
+def _is_directory(path: Path, /) -> bool:
+    return stat.S_ISDIR(os.lstat(path).st_mode)
+
+
+class RealFiles:
+    """The operating system's files."""
+
+    open = staticmethod(_open)
+    close = staticmethod(os.close)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    ftruncate = staticmethod(os.ftruncate)
+    size = staticmethod(_size)
+    fdatasync = staticmethod(os.fdatasync)
+    sync_directory = staticmethod(_sync_directory)
+    mkdir = staticmethod(_mkdir)
+    rename = staticmethod(os.rename)
+    listdir = staticmethod(os.listdir)
+    is_directory = staticmethod(_is_directory)
+    remove = staticmethod(os.remove)
+    rmdir = staticmethod(os.rmdir)
+
+
+REAL: Final[Files] = RealFiles()
+
+
+def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``. Raises ``OSError``; then any part of it may have been written."""
+    done = files.pwrite(fd, data, offset)
+    while done < len(data):
+        more = files.pwrite(fd, data[done:], offset + done)
+        if more <= 0:
+            raise OSError(errno.EIO, "a write made no progress")
+        done += more
+
+
+class SyncedFile:
+    """An open file that one thread writes and any thread may sync, also while the first one closes it.
+
+    The writer sets :attr:`dirty` *after* each write that must become durable; :meth:`sync` clears it before it waits,
+    so a write can only be synced once too often, never be missed. After a failed sync the kernel may have dropped the
+    pages and would report the next one as good, so a failure is kept and raised for ever (engine.md 13.11).
+    """
+
+    __slots__ = ("_closing", "_failure", "_files", "_state", "_syncing", "_turn", "dirty", "fd")
+
+    def __init__(self, files: Files, fd: int) -> None:
+        self.fd = fd
+        self.dirty = False
+        self._files = files
+        self._state = threading.Lock()
+        self._turn = threading.Lock()
+        self._syncing = False
+        self._closing = False
+        self._failure: OSError | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether something written is not known to be on the disk: not synced yet, or just being synced."""
+        return self.dirty or self._syncing
+
+    def sync(self) -> None:
+        """Return when all that was written before the call is on the disk.
+
+        Raises ``OSError`` when that failed now or ever before, ``ValueError`` after :meth:`close`.
+        """
+        # One at a time: whoever finds the file clean must not return while another still waits for the disk.
+        with self._turn:
+            with self._state:
+                if self._closing:
+                    raise ValueError("the file is closed")
+                if self._failure is not None:
+                    raise OSError(self._failure.errno, f"an earlier sync failed: {self._failure.strerror}")
+                if not self.dirty:
+                    return
+                self._syncing = True
+                self.dirty = False
+            try:
+                self._files.fdatasync(self.fd)
+            except OSError as error:
+                self._failure = error
+                self.dirty = True
+                raise
+            finally:
+                with self._state:
+                    self._syncing = False
+                    if self._closing:
+                        self._release()
+
+    def close(self) -> None:
+        """Close the file, or have the sync that is under way close it. Never blocks on the disk; may be repeated."""
+        with self._state:
+            if not self._closing:
+                self._closing = True
+                if not self._syncing:
+                    self._release()
+
+    def _release(self) -> None:
+        fd, self.fd = self.fd, -1
+        self._files.close(fd)

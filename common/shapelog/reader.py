@@ -1,0 +1,278 @@
+"""The reader of a shape: which bytes answer an offset, and those bytes. For other processes than the writer's.
+
+Nothing that can change is kept between calls. What is read may be torn by a write under way, or cut by a writer that
+takes something back; checksums tell, and then the reader looks again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from common.lsn import SNAPSHOT_END, Offset
+from common.shapelog.files import READ, REAL, Files
+from common.shapelog.layout import (
+    COMMIT,
+    HEADER_SIZE,
+    INDEX_NAME,
+    LOG_NAME,
+    RECORD_SIZE,
+    DamagedLog,
+    Header,
+    Record,
+    decode_header,
+    decode_record,
+    record_position,
+    snapshot_name,
+)
+
+SLICE_BYTES: Final = 256 << 10
+"""The most that a search reads at once."""
+
+_ATTEMPTS = 16
+_PAUSE = 0.001
+_RECORDS_PER_BLOCK = 64
+
+_OP = b'"op_position":'
+_NUMBER = re.compile(rb"(\d+)[,}]")
+_OP_BYTES = len(_OP) + 21
+"""An op position with its key, at its longest, and the byte that ends it."""
+
+
+class LogRange(NamedTuple):
+    """Bytes ``start`` to ``end`` of the log: whole items with their separators, the last one at ``end_offset``."""
+
+    start: int
+    end: int
+    end_offset: Offset
+
+
+class _Changed(Exception):
+    """The index is not what it was when this look at it began."""
+
+
+class _Committed:
+    """One look at the index: its records up to the last commit, read in blocks as needed."""
+
+    __slots__ = ("_blocks", "_fd", "_files", "count", "last", "tail")
+
+    def __init__(self, files: Files, fd: int) -> None:
+        self._files = files
+        self._fd = fd
+        self._blocks: dict[int, bytes] = {}
+        self.count = 0
+        """How many records there are up to the last commit."""
+        self.last: Record | None = None
+        """The last commit."""
+        self.tail = 0
+        """The first record of the block that holds the last commit; that block is in memory."""
+        at = (files.size(fd) - HEADER_SIZE) // RECORD_SIZE - 1
+        while at >= 0:
+            # Behind the last commit there may be records of a transaction being committed, the last of them torn.
+            block = self._block(at // _RECORDS_PER_BLOCK)
+            record = decode_record(block, at % _RECORDS_PER_BLOCK * RECORD_SIZE)
+            if record is not None and record.flags & COMMIT:
+                self.count = at + 1
+                self.last = record
+                self.tail = at - at % _RECORDS_PER_BLOCK
+                break
+            at -= 1
+
+    def record(self, at: int) -> Record:
+        """The record with this number. Raises ``_Changed`` when it is not there any more."""
+        found = decode_record(self._block(at // _RECORDS_PER_BLOCK), at % _RECORDS_PER_BLOCK * RECORD_SIZE)
+        if found is None:
+            raise _Changed
+        return found
+
+    def first_after(self, offset: Offset) -> int:
+        """The number of the first record above ``offset``. Most requests are near the end, so that is tried first."""
+        count, tail = self.count, self.tail
+        low, high = (tail, count) if tail == 0 or self.record(tail)[:2] <= offset else (0, tail)
+        key: tuple[int, int] = offset
+        return bisect_right(range(count), key, lo=low, hi=high, key=lambda at: self.record(at)[:2])
+
+    def first_closing(self, closed: int, start: int) -> int | None:
+        """The number of the first record from ``start`` on that ends more than ``closed`` chunks, if there is one."""
+        if self.last is None or self.last.closed <= closed:
+            return None
+        return bisect_right(range(self.count), closed, lo=start, key=lambda at: self.record(at).closed)
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.get(number)
+        if block is None:
+            position = record_position(number * _RECORDS_PER_BLOCK)
+            block = self._files.pread(self._fd, _RECORDS_PER_BLOCK * RECORD_SIZE, position)
+            self._blocks[number] = block
+        return block
+
+
+class ShapeReader:
+    """Reads one shape; it goes on doing so when the directory is moved away, and :meth:`header` says that it ended.
+
+    Open it only after the shape's writer has opened it (that is when a log is recovered). For one thread.
+    """
+
+    __slots__ = ("_directory", "_files", "_index", "_log", "_snapshot", "_snapshot_chunk")
+
+    def __init__(self, directory: Path, files: Files = REAL) -> None:
+        """Raises ``FileNotFoundError`` when there is no such shape, ``OSError``."""
+        self._directory = directory
+        self._files = files
+        self._log = -1
+        self._snapshot = -1
+        self._snapshot_chunk = -1
+        self._index = files.open(directory / INDEX_NAME, READ)
+
+    def header(self) -> Header:
+        """The header as it is now. Raises :class:`DamagedLog`, ``OSError``."""
+        for _ in _attempts():
+            header = decode_header(self._files.pread(self._index, HEADER_SIZE, 0))
+            if header is not None:
+                return header
+        raise DamagedLog(f"the header of {INDEX_NAME} is torn")
+
+    def last(self) -> Offset:
+        """The offset of the last committed entry, ``0_inf`` if there is none (http-api.md 12.4). Raises ``OSError``."""
+        last = _Committed(self._files, self._index).last
+        return SNAPSHOT_END if last is None else last.offset
+
+    def after(self, offset: Offset) -> LogRange:
+        """What a request at ``offset`` gets from the log (http-api.md 12.5, last data row).
+
+        The entries above ``offset`` up to the end of the closed chunk that holds the first of them, else up to the last
+        commit; an empty range with ``end_offset`` = :meth:`last` when there are none (an offset beyond the end
+        included). The log may grow meanwhile: whether ``end_offset`` is its end, and not a chunk boundary inside a
+        later transaction, tells only a :meth:`last` called *after* this. Raises :class:`DamagedLog`, ``OSError``.
+        """
+        for _ in _attempts():
+            try:
+                return self._after(offset, _Committed(self._files, self._index))
+            except _Changed:
+                continue
+        raise DamagedLog(f"{INDEX_NAME} has broken records below its last commit")
+
+    def read_log(self, start: int, size: int) -> bytes:
+        """``size`` bytes of the log from ``start``, within what :meth:`after` gave.
+
+        Raises :class:`DamagedLog` when the file is shorter than the index says, ``OSError``.
+        """
+        if size <= 0:
+            return b""  # also of a log without entries, which has no file yet
+        if self._log < 0:
+            self._log = self._files.open(self._directory / LOG_NAME, READ)
+        data = self._files.pread(self._log, size, start)
+        while len(data) < size:
+            more = self._files.pread(self._log, size - len(data), start + len(data))
+            if not more:
+                raise DamagedLog(f"{LOG_NAME} is shorter than {INDEX_NAME} says")
+            data += more
+        return data
+
+    def snapshot_size(self, chunk: int) -> int:
+        """How many bytes the file of this snapshot chunk holds now; final once the header counts the chunk as closed.
+
+        Raises ``FileNotFoundError`` when it does not exist (yet, or any more), ``OSError``.
+        """
+        return self._files.size(self._open_snapshot(chunk))
+
+    def read_snapshot(self, chunk: int, start: int, size: int) -> bytes:
+        """Up to ``size`` bytes of a snapshot chunk; fewer only where its file ends at present.
+
+        Raises ``FileNotFoundError`` as :meth:`snapshot_size`, ``OSError``.
+        """
+        return self._files.pread(self._open_snapshot(chunk), size, start)
+
+    def close(self) -> None:
+        """Close the files. May be repeated."""
+        for fd in (self._index, self._log, self._snapshot):
+            if fd >= 0:
+                self._files.close(fd)
+        self._index = self._log = self._snapshot = self._snapshot_chunk = -1
+
+    def _open_snapshot(self, chunk: int) -> int:
+        if chunk != self._snapshot_chunk:
+            fd = self._files.open(self._directory / snapshot_name(chunk), READ)
+            if self._snapshot >= 0:
+                self._files.close(self._snapshot)
+            self._snapshot, self._snapshot_chunk = fd, chunk
+        return self._snapshot
+
+    def _after(self, offset: Offset, index: _Committed) -> LogRange:
+        last = index.last
+        if last is None:
+            return LogRange(0, 0, SNAPSHOT_END)
+        if last[:2] <= offset:
+            return LogRange(last.end, last.end, last.offset)
+        at = index.first_after(offset)
+        first = index.record(at)
+        before = index.record(at - 1) if at else None
+        start = before.end if before else 0
+        if first.lsn == offset.tx and (before is None or before[:2] < offset):
+            start = find_entry(self.read_log, start, first.end, offset.op)
+        closing = index.first_closing(before.closed if before else 0, at)
+        end = last if closing is None else index.record(closing)
+        return LogRange(start, end.end, end.offset)
+
+
+def _attempts() -> Iterator[None]:
+    """Turns at reading what a writer may be writing; late ones wait, for a writer stopped in the middle of it."""
+    for attempt in range(_ATTEMPTS):
+        if attempt >= _ATTEMPTS // 2:
+            time.sleep(_PAUSE)
+        yield
+
+
+def find_entry(read: Callable[[int, int], bytes], start: int, end: int, op: int) -> int:
+    """Where in ``start … end``, whole lines of one transaction, the first entry above ``op`` begins.
+
+    ``read(start, size)`` gives bytes of the log. Only a client that invents offsets needs this search: those we give
+    out are ends of blocks. Lines without op position (move-ins) belong to the numbered line after them. Memory is
+    bounded by a slice, whatever the length of a line: a longer one passes through, and its last op position counts.
+    """
+    found = start
+    position = start
+    carry = b""
+    line_op: int | None = None
+    while position < end:
+        data = carry + read(position, min(SLICE_BYTES, end - position))
+        base = position - len(carry)
+        position = base + len(data)
+        complete = data.rfind(b"\n") + 1
+        if complete:
+            # Ops increase: a slice whose last line is not above `op` need not be looked at line by line.
+            last_line = data.rfind(b"\n", 0, complete - 1) + 1
+            last_op = _op_position(data, last_line, complete, line_op if last_line == 0 else None)
+            if last_op is not None and last_op <= op:
+                found = base + complete
+            else:
+                line = 0
+                while line < complete:
+                    line_end = data.index(b"\n", line) + 1
+                    this_op = _op_position(data, line, line_end, line_op if line == 0 else None)
+                    if this_op is not None:
+                        if this_op > op:
+                            return found
+                        found = base + line_end
+                    line = line_end
+            line_op = None
+        # A number cut by the end of the slice is within the bytes carried over, and then read again.
+        line_op = _op_position(data, complete, len(data), line_op)
+        carry = data[max(complete, len(data) - _OP_BYTES) :]
+    return found
+
+
+def _op_position(data: bytes, start: int, end: int, default: int | None) -> int | None:
+    """The number after the last ``"op_position":`` within a line: the one in its headers, not a column's.
+
+    As a key it cannot occur inside a JSON string, where its quotes would be escaped.
+    """
+    at = data.rfind(_OP, start, end)
+    if at < 0:
+        return default
+    number = _NUMBER.match(data, at + len(_OP), end)
+    return int(number[1]) if number else default

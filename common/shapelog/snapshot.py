@@ -1,0 +1,126 @@
+"""The writer of a shape's snapshot: rows in, chunk files out (http-api.md 12.2). Runs in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Final
+
+from common.shapelog.files import CREATE_NEW, REAL, Files, SyncedFile, write_all
+from common.shapelog.header import HeaderFile
+from common.shapelog.layout import SEPARATOR, snapshot_name
+
+BLOCK_BYTES: Final = 256 << 10
+"""How many bytes of rows are collected before they go to the file."""
+
+
+class SnapshotWriter:
+    """Writes the snapshot of one new shape, once, from the first row to the end marker.
+
+    Readers may follow: the header counts a chunk as closed once all its bytes are in its file, and says COMPLETE once
+    there is nothing more to come. The file of the chunk after a closed one need not exist yet. After an ``OSError``, or
+    a ``ValueError`` because the shape was closed meanwhile, the snapshot cannot go on: :meth:`fail`.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_buffered",
+        "_chunk",
+        "_chunk_bytes",
+        "_directory",
+        "_file",
+        "_files",
+        "_header",
+        "_total",
+        "_written",
+    )
+
+    def __init__(self, directory: Path, chunk_bytes: int, header: HeaderFile, files: Files = REAL) -> None:
+        """``chunk_bytes`` is the threshold of http-api.md 12.2; ``header`` that of the shape's LogWriter."""
+        if chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes: must be positive, is {chunk_bytes}")
+        self._directory = directory
+        self._chunk_bytes = chunk_bytes
+        self._header = header
+        self._files = files
+        self._chunk = 0
+        self._file: SyncedFile | None = None
+        self._written = 0
+        self._total = 0
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+
+    def add(self, rows: list[bytes]) -> None:
+        """Add rows: JSON objects without separator or raw newline. Raises ``OSError``."""
+        if not rows:
+            return
+        block = SEPARATOR.join([*rows, b""])
+        total = self._total + len(block) - (len(SEPARATOR) - 1) * len(rows)
+        if total < self._chunk_bytes:
+            self._total = total
+            self._take(block)
+            return
+        start = 0
+        for at, row in enumerate(rows, 1):
+            self._total += len(row) + 1
+            if self._total >= self._chunk_bytes:
+                self._take(SEPARATOR.join([*rows[start:at], b""]))
+                self._close_chunk(complete=False)
+                start = at
+        if start < len(rows):
+            self._take(SEPARATOR.join([*rows[start:], b""]))
+
+    def flush(self) -> None:
+        """Let readers have the rows added so far. Raises ``OSError``."""
+        if not self._buffer:
+            return
+        file = self._file
+        if file is None:
+            path = self._directory / snapshot_name(self._chunk)
+            file = self._file = SyncedFile(self._files, self._files.open(path, CREATE_NEW))
+        data = b"".join(self._buffer)
+        write_all(self._files, file.fd, data, self._written)
+        file.dirty = True
+        self._written += len(data)
+        self._buffer.clear()
+        self._buffered = 0
+
+    def finish(self, end_line: bytes) -> None:
+        """Add the snapshot-end item as the last element and declare the snapshot complete. Raises ``OSError``."""
+        self._take(end_line + SEPARATOR)
+        self._close_chunk(complete=True)
+
+    def fail(self) -> None:
+        """Give up and tell the readers so. May follow any error, also that of a shape closed meanwhile."""
+        if self._file is not None:
+            self._file.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._header.mark_snapshot_failed()
+
+    def sync(self) -> None:
+        """After :meth:`finish`: return when the whole snapshot is on the disk. Raises ``OSError``.
+
+        Chunks before the last were synced when they were closed, which spreads the load.
+        """
+        self._header.file.sync()
+        self._files.sync_directory(self._directory)
+        self._files.sync_directory(self._directory.parent)
+
+    def _take(self, block: bytes) -> None:
+        self._buffer.append(block)
+        self._buffered += len(block)
+        if self._buffered >= BLOCK_BYTES:
+            self.flush()
+
+    def _close_chunk(self, *, complete: bool) -> None:
+        self.flush()
+        # Readers first: they need not wait for the disk.
+        self._header.close_chunk(complete=complete)
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.sync()
+            finally:
+                file.close()
+        self._chunk += 1
+        self._written = self._total = 0

@@ -1,0 +1,107 @@
+"""ZeroMQ sockets on an asyncio loop, without ``zmq.asyncio`` (14 times slower, performance.md 3).
+
+ZMQ_FD is edge-triggered: it tells that *something* may have happened, once. So after every receive **and every send**
+the socket must be looked at again, else a message can lie unread until the next one arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+DRAIN_LIMIT = 256
+"""Messages handled before other callbacks of the loop get their turn."""
+
+
+class Channel:
+    """A connected or bound socket whose messages are handed to ``on_message(parts)`` on the running loop.
+
+    Sending never blocks; what cannot be sent (no such peer, full) is refused with ``False``: whoever must not lose
+    messages bounds them by credits or asks again.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], None] | None) -> None:
+        """``on_message`` is ``None`` for sockets that only send (PUB)."""
+        self.socket = socket
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._closed = False
+        self._fd = int(socket.getsockopt(zmq.FD))
+        if on_message is not None:
+            self._loop.add_reader(self._fd, self._drain)
+            self._look_again()
+
+    def send(self, parts: list[bytes]) -> bool:
+        """Queue a message. ``False`` if the socket cannot take it or the peer is unknown (ROUTER_MANDATORY)."""
+        if self._closed:
+            return False
+        try:
+            self.socket.send_multipart(parts, zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError):
+            return False
+        finally:
+            self._look_again()
+        return True
+
+    def close(self) -> None:
+        """Stop listening and close the socket; messages queued but not sent are dropped."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._fd)
+            self.socket.close(0)
+
+    def _look_again(self) -> None:
+        if self._on_message is not None and not self._scheduled and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._scheduled_drain)
+
+    def _scheduled_drain(self) -> None:
+        self._scheduled = False
+        self._drain()
+
+    def _drain(self) -> None:
+        for _ in range(DRAIN_LIMIT):
+            if self._closed or self._on_message is None:
+                return
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_message(parts)
+        self._look_again()
+
+
+def bound(context: zmq.Context[Any], kind: int, endpoint: str, options: dict[int, int | bytes] | None = None) -> Any:
+    """A socket of this kind bound to the endpoint: nothing lingers at exit, queues are unbounded unless told else.
+
+    Raises ``zmq.ZMQError`` when the endpoint cannot be bound.
+    """
+    socket = _socket(context, kind, options)
+    socket.bind(endpoint)
+    return socket
+
+
+def connected(
+    context: zmq.Context[Any], kind: int, endpoint: str, options: dict[int, int | bytes] | None = None
+) -> Any:
+    """A socket of this kind that connects, now or whenever the endpoint appears, and again after each loss."""
+    socket = _socket(context, kind, options)
+    socket.connect(endpoint)
+    return socket
+
+
+def _socket(context: zmq.Context[Any], kind: int, options: dict[int, int | bytes] | None) -> Any:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    # A peer that died without a word is noticed on tcp, too, so that a new process under its name can take over.
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    for option, value in (options or {}).items():
+        socket.setsockopt(option, value)
+    return socket

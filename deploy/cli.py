@@ -1,0 +1,168 @@
+"""The command `galvanic`."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from common.config import ConfigError, Settings, load_settings
+from deploy.supervision import EXIT_FATAL
+
+_MINIMUM_LIFE_SECONDS = 2.0
+"""A program that fails sooner waits before it exits, so that supervisord's restarts do not eat a core."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("galvanic"), prog_name="galvanic")
+def main() -> None:
+    """Galvanic syncs tables of a Postgres database over HTTP.
+
+    Settings are environment variables: see docs/settings.md.
+    """
+
+
+@main.command()
+@click.option("--workers", type=click.IntRange(1, 64), help="Shapeworkers to start (GALVANIC_WORKERS).")
+@click.option("--gateways", type=click.IntRange(1, 64), help="Gateways to start (GALVANIC_GATEWAYS).")
+def up(workers: int | None, gateways: int | None) -> None:
+    """Run everything in the foreground; without DATABASE_URL also a Postgres to try it with."""
+    from setproctitle import setproctitle
+
+    from deploy.launcher import run
+
+    setproctitle("galvanic: up")
+    sys.exit(run(workers, gateways))
+
+
+@main.command()
+def check() -> None:
+    """Look at settings, directories, ports and the database; exit with 78 if Galvanic could not start."""
+    from deploy.doctor import examine
+
+    findings = examine(_settings())
+    for finding in findings:
+        click.echo(f"{finding.severity:8}{finding.text}")
+    sys.exit(EXIT_FATAL if any(finding.severity == "fatal" for finding in findings) else 0)
+
+
+@main.command()
+@click.argument("workers", type=click.IntRange(1, 64))
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), envvar="GALVANIC_RUN_DIR", default=Path("run"), show_default=True
+)
+def scale(workers: int, run_dir: Path) -> None:
+    """Change the number of shapeworkers of the Galvanic that runs."""
+    from deploy.scaling import scale as scale_workers
+    from deploy.scaling import worker_name
+    from deploy.supervision import SupervisorError
+
+    try:
+        steps = scale_workers(run_dir.absolute(), workers)
+    except SupervisorError as error:
+        _fail(str(error), 1)
+    for step in steps:
+        click.echo(f"{step.action} {worker_name(step.number)}")
+    click.echo(f"{workers} workers")
+
+
+@main.command()
+def ingester() -> None:
+    """Run the ingester."""
+
+    def start(settings: Settings) -> int:
+        from ingester.main import main as run
+
+        return run(settings)
+
+    _run_program("ingester", start)
+
+
+@main.command()
+@click.option("--id", "worker_id", required=True, help="A name that no other worker has, the same at each start.")
+def shapeworker(worker_id: str) -> None:
+    """Run one shapeworker."""
+
+    def start(settings: Settings) -> int:
+        from shapeworker.main import main as run
+
+        return run(settings, worker_id)
+
+    _run_program(f"shapeworker {worker_id}", start)
+
+
+@main.command()
+@click.option("--id", "gateway_id", required=True, help="A name for logs and metrics.")
+def gateway(gateway_id: str) -> None:
+    """Run one gateway."""
+
+    def start(settings: Settings) -> int:
+        from gateway.main import main as run
+
+        return run(settings, gateway_id)
+
+    _run_program(f"gateway {gateway_id}", start)
+
+
+@main.command(hidden=True)
+@click.option("--run-dir", type=click.Path(path_type=Path), envvar="GALVANIC_RUN_DIR", required=True)
+def exit_listener(run_dir: Path) -> None:
+    """Serve supervisord's events (started by supervisord.conf)."""
+    from setproctitle import setproctitle
+
+    from common.process import die_with_parent
+    from deploy.exit_listener import listen
+
+    die_with_parent()
+    setproctitle("galvanic: exit-listener")
+    listen(run_dir.absolute())
+
+
+def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
+    """Runs one long-lived process: settings, logs, life and exit code are the same for all kinds."""
+    import structlog
+
+    from common.logging import configure_logging
+    from common.process import die_with_parent
+
+    started = time.monotonic()
+    if "SUPERVISOR_ENABLED" in os.environ:
+        die_with_parent()
+    settings = _settings()
+    configure_logging(settings, name)
+    faulthandler.enable()
+    # For an operator who wonders what a process is doing: kill -USR1.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        code = start(settings)
+    except ConfigError as error:
+        structlog.get_logger().error("fatal setting", reason=str(error))
+        code = EXIT_FATAL
+    except KeyboardInterrupt:
+        code = 0
+    except Exception:  # noqa: BLE001
+        structlog.get_logger().exception("crashed")
+        code = 1
+    if code not in (0, EXIT_FATAL):
+        time.sleep(max(0.0, _MINIMUM_LIFE_SECONDS - (time.monotonic() - started)))
+    sys.exit(code)
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except ConfigError as error:
+        _fail(str(error), EXIT_FATAL)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"galvanic: {text}", err=True)
+    sys.exit(code)

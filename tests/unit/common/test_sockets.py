@@ -1,0 +1,73 @@
+"""ZeroMQ on the loop: nothing lies unread, whatever the order of sends and receives."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import zmq
+
+from common.sockets import DRAIN_LIMIT, Channel, bound, connected
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/s"
+
+
+async def until(condition: object, count: int) -> None:
+    """Wait, without polling sockets, until the list has so many members."""
+    assert isinstance(condition, list)
+    async with asyncio.timeout(20):
+        while len(condition) < count:  # noqa: ASYNC110 - what is tested is that callbacks come by themselves
+            await asyncio.sleep(0.01)
+
+
+async def test_every_message_arrives_in_order_also_when_both_sides_send_at_once(endpoint: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    got: list[bytes] = []
+    echoed: list[bytes] = []
+
+    def echo(parts: list[bytes]) -> None:
+        got.append(parts[1])
+        server.send(parts)
+
+    server = Channel(bound(context, zmq.ROUTER, endpoint), echo)
+    client = Channel(connected(context, zmq.DEALER, endpoint), lambda parts: echoed.append(parts[0]))
+    count = 5 * DRAIN_LIMIT
+    for number in range(count):
+        assert client.send([b"%d" % number])
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+    await until(echoed, count)
+    assert got == echoed == [b"%d" % number for number in range(count)]
+    server.close()
+    client.close()
+    context.term()
+
+
+async def test_a_socket_that_only_sends_needs_no_reader(endpoint: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    got: list[list[bytes]] = []
+    publisher = Channel(bound(context, zmq.PUB, endpoint), None)
+    subscriber = Channel(connected(context, zmq.SUB, endpoint, {zmq.SUBSCRIBE: b"a"}), got.append)
+    async with asyncio.timeout(20):
+        while not got:
+            publisher.send([b"a", b"1"])
+            publisher.send([b"b", b"2"])
+            await asyncio.sleep(0.01)
+    assert all(parts == [b"a", b"1"] for parts in got)
+    publisher.close()
+    subscriber.close()
+    context.term()
+
+
+async def test_a_router_says_when_it_does_not_know_the_peer(endpoint: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = Channel(bound(context, zmq.ROUTER, endpoint, {zmq.ROUTER_MANDATORY: 1}), lambda _: None)
+    assert not router.send([b"nobody", b"x"])
+    router.close()
+    assert not router.send([b"nobody", b"x"]), "a closed channel takes nothing"
+    router.close()
+    context.term()

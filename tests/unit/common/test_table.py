@@ -1,0 +1,274 @@
+"""Tables as the catalog describes them, and what clients are told about them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from common.table import (
+    Column,
+    Table,
+    describe,
+    describe_oid,
+    difference,
+    key_columns,
+    schema_header,
+    selection,
+)
+
+
+def column(name: str, attnum: int = 1, **changes: Any) -> Column:
+    facts: dict[str, Any] = {
+        "type_oid": 23,
+        "type_name": "int4",
+        "type_mod": -1,
+        "base_oid": changes.get("type_oid", 23),
+        "not_null": False,
+        "key_index": None,
+        "generated": "",
+        "dims": 0,
+    }
+    return Column(name=name, attnum=attnum, **(facts | changes))
+
+
+def table(*columns: Column, **changes: Any) -> Table:
+    facts: dict[str, Any] = {"oid": 7, "schema": "public", "name": "t", "kind": "r", "persistence": "p"}
+    return Table(columns=columns, **(facts | changes))
+
+
+ID = column("id", key_index=0, not_null=True)
+A, B = column("a", 2), column("b", 3)
+STORED = column("s", 4, generated="s")
+VIRTUAL = column("v", 5, generated="v")
+
+# --------------------------------------------------------------------------------------------------------------------
+# decisions
+
+
+def test_key_is_the_primary_key_in_its_own_order() -> None:
+    keyed = table(column("x", 1, key_index=1), column("y", 2), column("z", 3, key_index=0))
+    assert key_columns(keyed) == ("z", "x")
+
+
+def test_key_without_primary_key_is_every_stored_column_in_attribute_order() -> None:
+    assert key_columns(table(column("z", 1), column("a", 2), STORED, VIRTUAL)) == ("z", "a")
+
+
+def test_selection_of_everything_is_sorted_by_name() -> None:
+    assert selection(table(ID, column("z", 2), A), None, 160000) == ("a", "id", "z")
+    assert selection(table(ID, A, B), ("id", "b"), 160000) == ("b", "id")
+
+
+MISSING = "The list of columns must include all primary key columns, missing: "
+GENERATED = "The following columns are generated and cannot be included in the shape: "
+UNKNOWN = "The following columns are not found on the table: "
+HINT = ". You can exclude them from the shape by explicitly listing which columns to fetch in the 'columns' query param"
+
+
+@pytest.mark.parametrize(
+    ("of", "requested", "version", "text"),
+    [
+        (table(ID, A), ("a",), 180000, MISSING + "id"),
+        (table(A, B), ("b",), 180000, MISSING + "a"),
+        (table(A, B), ("c",), 180000, MISSING + "a, b"),
+        (table(ID, A), ("a", "x"), 180000, MISSING + "id"),
+        (table(ID, A), ("id", "x", "y"), 180000, UNKNOWN + "x, y"),
+        (table(ID, STORED), ("id", "s", "x"), 170005, UNKNOWN + "x"),
+        (table(ID, STORED), ("id", "s"), 170005, GENERATED + "s"),
+        (table(ID, STORED, VIRTUAL), ("id", "s", "v"), 180000, GENERATED + "v"),
+        (table(ID, STORED), None, 170005, GENERATED + "s" + HINT),
+        (table(ID, STORED, VIRTUAL), None, 180000, GENERATED + "v" + HINT),
+        (table(ID, STORED, VIRTUAL), None, 150000, GENERATED + "s, v" + HINT),
+    ],
+)
+def test_selection_that_cannot_be(of: Table, requested: tuple[str, ...] | None, version: int, text: str) -> None:
+    assert selection(of, requested, version) == {"columns": [text]}
+
+
+def test_stored_generated_columns_are_selectable_since_18() -> None:
+    assert selection(table(ID, STORED), None, 180000) == ("id", "s")
+    assert selection(table(ID, STORED, VIRTUAL), ("id", "s"), 180000) == ("id", "s")
+    assert selection(table(ID, A, STORED), ("id", "a"), 140000) == ("a", "id")
+
+
+def test_difference_sees_what_ends_a_shape() -> None:
+    before = table(ID, A, B)
+    other_type = column("a", 2, type_oid=20)
+    cases: list[tuple[Table | None, str]] = [
+        (None, "gone"),
+        (table(ID, A, B, oid=8), "replaced"),
+        (table(ID, A, B, name="u"), "renamed"),
+        (table(ID, A, B, schema="s"), "renamed"),
+        (table(ID, A, B, persistence="u"), "kind"),
+        (table(column("id", key_index=None), column("a", 2, key_index=0), B), "primary key"),
+        (table(ID, other_type, B), "another type"),
+        (table(ID, A, column("b", 3, generated="s")), "generated"),
+        (table(ID, A), "dropped"),
+        (table(ID, A, B, column("c", 4)), "added"),
+    ]
+    for now, word in cases:
+        reason = difference(before, now, ("a", "b", "id"), explicit=False)
+        assert reason is not None, now
+        assert word in reason, (now, reason)
+
+
+def test_difference_does_not_look_at_what_the_shape_does_not_show() -> None:
+    before = table(ID, A, B)
+    other_b = table(ID, A, column("b", 3, type_oid=20), column("c", 4))
+    assert difference(before, other_b, ("a", "id"), explicit=True) is None
+    assert difference(before, table(ID, A), ("a", "id"), explicit=True) is None
+    assert "gone" in (difference(before, table(ID, A), ("b", "id"), explicit=True) or "")
+
+
+def test_nullability_and_modifiers_may_change() -> None:
+    now = table(ID, column("a", 2, not_null=True, type_mod=12), B)
+    assert difference(table(ID, A, B), now, ("a", "b", "id"), explicit=False) is None
+
+
+def test_schema_header_is_ascii_and_only_of_the_selected_columns() -> None:
+    text = schema_header(table(ID, column('ü"🎉', 2), A), ("id", 'ü"🎉'))
+    assert text.isascii()
+    assert json.loads(text) == {"id": {"type": "int4", "not_null": True, "pk_index": 0}, 'ü"🎉': {"type": "int4"}}
+
+
+def test_serialised_tables_are_equal() -> None:
+    original = table(ID, STORED, column('"\n', 9, dims=2))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(original), type=Table) == original
+    assert msgspec.json.decode(msgspec.json.encode(original), type=Table) == original
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the catalog
+
+
+async def described(url: str, statements: str, schema: str, name: str) -> Table | None:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        await connection.execute(statements.encode())
+        found = await describe(connection, schema, name)
+        if found is not None:
+            assert await describe_oid(connection, found.oid) == found
+        return found
+
+
+async def test_describe_reads_columns_key_and_types(database: str) -> None:
+    found = await described(
+        database,
+        """
+        CREATE SCHEMA "S.1"; CREATE DOMAIN flag AS bool; CREATE DOMAIN flag2 AS flag; CREATE DOMAIN label AS text;
+        CREATE TABLE "S.1"."T ""x"" y" (
+          gone int, b int8 NOT NULL, "A%s" text, c flag2, d varchar(3)[], e label,
+          f int GENERATED ALWAYS AS (1) STORED, g bool[],
+          CONSTRAINT pk PRIMARY KEY ("A%s", b) INCLUDE (e));
+        ALTER TABLE "S.1"."T ""x"" y" DROP COLUMN gone
+        """,
+        "S.1",
+        'T "x" y',
+    )
+    assert found is not None
+    assert (found.schema, found.name, found.kind, found.persistence) == ("S.1", 'T "x" y', "r", "p")
+    assert found.is_replicable
+    assert [(c.name, c.attnum) for c in found.columns] == [
+        ("b", 2), ("A%s", 3), ("c", 4), ("d", 5), ("e", 6), ("f", 7), ("g", 8),
+    ]  # fmt: skip
+    assert key_columns(found) == ("A%s", "b")
+    by_name = {c.name: c for c in found.columns}
+    assert [c.name for c in found.columns if c.is_boolean] == ["c"]
+    assert [c.name for c in found.columns if c.plain_text] == ["b", "f", "g"]
+    assert [c.name for c in found.columns if c.not_null] == ["b", "A%s"]
+    assert (by_name["c"].type_name, by_name["d"].type_name, by_name["d"].dims) == ("flag2", "varchar", 1)
+    assert by_name["f"].generated == "s"
+    assert found.column("e") == by_name["e"]
+    assert found.column("nope") is None
+
+
+async def test_describe_finds_only_tables(database: str) -> None:
+    setup = """
+        CREATE TABLE empty (); CREATE VIEW seen AS SELECT 1 AS x; CREATE SEQUENCE counter;
+        CREATE MATERIALIZED VIEW stored AS SELECT 1 AS x; CREATE TABLE dropped (x int); ALTER TABLE dropped DROP x
+    """
+    assert await described(database, setup, "public", "empty") is None
+    for name in ("seen", "counter", "stored", "dropped", "Empty", "", "x" * 70):
+        assert await described(database, "SELECT 1", "public", name) is None, name
+    assert await described(database, "SELECT 1", "pg_catalog", "pg_class") is None
+    assert await described(database, "SELECT 1", "information_schema", "sql_features") is None
+
+
+async def test_describe_tells_partitioned_and_unlogged_tables(database: str) -> None:
+    setup = """
+        CREATE TABLE parted (id int, r text, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
+        CREATE UNLOGGED TABLE unlogged (id int)
+    """
+    parted = await described(database, setup, "public", "parted")
+    assert parted is not None
+    assert parted.kind == "p"
+    unlogged = await described(database, "SELECT 1", "public", "unlogged")
+    assert unlogged is not None
+    assert not unlogged.is_replicable
+
+
+async def test_a_long_name_is_not_cut_to_that_of_another_table(database: str) -> None:
+    setup = f"CREATE TABLE {'x' * 63} (id int)"
+    assert await described(database, setup, "public", "x" * 63) is not None
+    assert await described(database, "SELECT 1", "public", "x" * 64) is None
+
+
+async def test_schema_header_has_the_modifiers_clients_know(database: str) -> None:
+    found = await described(
+        database,
+        """
+        CREATE TYPE mood AS ENUM ('ok'); CREATE TYPE comp AS (x int); CREATE DOMAIN posint AS int CHECK (VALUE > 0);
+        CREATE TABLE mods (
+          id int PRIMARY KEY, vc varchar(20) NOT NULL, vn varchar, tx text, ch char(5), c1 char,
+          bt bit(3), b1 bit, vb varbit, v4 varbit(4), n numeric, n1 numeric(5), n2 numeric(10,2), nn numeric(3,-2),
+          nb numeric(3,5), t timestamp, t0 timestamp(0), t3 timestamptz(3), tt time(2), tz timetz(1), d date,
+          iv interval, i3 interval(3), iy interval year, ids interval day to second,
+          ids2 interval day to second(2), iym interval year to month, ihm interval hour to minute,
+          ia int[], ia2 int[][], va varchar(7)[], ma mood[], m mood, cp comp, dm posint);
+        """,
+        "public",
+        "mods",
+    )
+    assert found is not None
+    header = json.loads(schema_header(found, [c.name for c in found.columns]))
+    assert header == {
+        "id": {"type": "int4", "not_null": True, "pk_index": 0},
+        "vc": {"type": "varchar", "max_length": 20, "not_null": True},
+        "vn": {"type": "varchar"},
+        "tx": {"type": "text"},
+        "ch": {"type": "bpchar", "length": 5},
+        "c1": {"type": "bpchar", "length": 1},
+        "bt": {"type": "bit", "length": 3},
+        "b1": {"type": "bit", "length": 1},
+        "vb": {"type": "varbit", "length": -1},
+        "v4": {"type": "varbit", "length": 4},
+        "n": {"type": "numeric"},
+        "n1": {"type": "numeric", "precision": 5, "scale": 0},
+        "n2": {"type": "numeric", "precision": 10, "scale": 2},
+        "nn": {"type": "numeric", "precision": 3, "scale": -2},
+        "nb": {"type": "numeric", "precision": 3, "scale": 5},
+        "t": {"type": "timestamp"},
+        "t0": {"type": "timestamp", "type_mod": 0},
+        "t3": {"type": "timestamptz", "precision": 3},
+        "tt": {"type": "time", "precision": 2},
+        "tz": {"type": "timetz", "precision": 1},
+        "d": {"type": "date"},
+        "iv": {"type": "interval"},
+        "i3": {"type": "interval", "precision": 3},
+        "iy": {"type": "interval", "fields": "YEAR"},
+        "ids": {"type": "interval", "fields": "DAY TO SECOND"},
+        "ids2": {"type": "interval", "fields": "DAY TO SECOND", "precision": 2},
+        "iym": {"type": "interval", "fields": "YEAR TO MONTH"},
+        "ihm": {"type": "interval", "fields": "HOUR TO MINUTE"},
+        "ia": {"type": "int4", "dims": 1},
+        "ia2": {"type": "int4", "dims": 2},
+        "va": {"type": "varchar", "dims": 1, "max_length": 7},
+        "ma": {"type": "mood", "dims": 1},
+        "m": {"type": "mood"},
+        "cp": {"type": "comp"},
+        "dm": {"type": "posint"},
+    }
