@@ -1,0 +1,205 @@
+"""The workers' side of the ingester: who is there, what each is told and fed, what each has made durable.
+
+Around the coordinator, the fan-out and the watermark, which decide, this moves the messages (architecture.md 2.1, 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import zmq
+
+from common.config import Settings
+from common.messages import (
+    FRAME,
+    MESSAGE,
+    STATUS_TOPIC,
+    Assign,
+    Credit,
+    Durable,
+    Hello,
+    Leave,
+    Status,
+    Subscribe,
+    Unsubscribe,
+    WorkerPlace,
+    decode_from_worker,
+    encode,
+)
+from common.sockets import Channel, bound
+from ingester.coordinator import Coordinator
+from ingester.fanout import Fanout
+from ingester.watermark import Watermark
+
+log = structlog.get_logger()
+
+TICK: Final = 0.1
+"""Seconds between two looks at who has fallen silent."""
+
+STATUS_BACKLOG: Final = 1000
+"""Status messages that may wait for a process that does not read; beyond them they are dropped."""
+
+
+class Group:
+    """All workers. ``coordinator`` and ``watermark`` are there once the number of partitions is known."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        boot: str,
+        *,
+        on_subscribe: Callable[[str, bytes, Subscribe], None],
+        on_credit: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """``on_credit``: workers may be sent more again. ``on_change``: perhaps a new epoch is needed."""
+        self._boot = boot
+        self._partitions = settings.partitions
+        self._on_subscribe = on_subscribe
+        self._on_credit = on_credit
+        self._on_change = on_change
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._workers = Channel(
+            bound(self._context, zmq.ROUTER, settings.stream_endpoint, {zmq.ROUTER_MANDATORY: 1}), self._on_message
+        )
+        self._events = Channel(
+            bound(self._context, zmq.PUB, settings.status_endpoint, {zmq.SNDHWM: STATUS_BACKLOG}), None
+        )
+        self.coordinator: Coordinator | None = None
+        self.watermark: Watermark | None = None
+        self.fanout = Fanout(self._send_frame, 0)
+        self.generation = 0
+        self.system = ""
+        self.state = "starting"
+        self.reason = "connecting to the database"
+        self.flushed = 0
+        """The position that Postgres may be told: durable in the shapes, and recorded as acknowledged."""
+
+    def adopt(self, partitions: int, generation: int, position: int, system: str = "") -> None:
+        """The storage has so many partitions; its shapes belong to ``generation`` and are durable to ``position``."""
+        if self.watermark is None or generation != self.generation:
+            self.watermark = Watermark(partitions, position)
+            self.flushed = position
+        self.system = system or self.system
+        changed = generation != self.generation
+        self.generation = generation
+        if self.coordinator is None:
+            self.coordinator = Coordinator(partitions)
+        elif changed:
+            self.coordinator.assign_anew()
+        self.flushed = max(self.flushed, position)
+
+    def start_epoch(self, epoch: int) -> dict[str, int]:
+        """Feed every ready worker what it holds, from the acknowledged position on. Returns how much each is fed."""
+        assert self.coordinator is not None
+        assert self.watermark is not None
+        members = self.coordinator.members
+        feeds = self.coordinator.start_epoch()
+        self.watermark.rewound(self.flushed)
+        self.fanout.start_epoch(
+            epoch, self.flushed, {name: (partitions, members[name].tables) for name, partitions in feeds.items()}
+        )
+        return {name: len(partitions) for name, partitions in feeds.items()}
+
+    @property
+    def unowned(self) -> int:
+        """How many partitions nobody is fed."""
+        return self._partitions if self.coordinator is None else len(self.coordinator.unowned())
+
+    async def run(self) -> None:
+        """Give up workers that fall silent, for ever."""
+        while True:
+            await asyncio.sleep(TICK)
+            if self.coordinator is not None:
+                for worker in self.coordinator.tick(time.monotonic()):
+                    log.warning("a worker is silent; its partitions move", worker=worker)
+                    self._forget(worker)
+                self._coordinate()
+
+    def say(self, state: str, reason: str) -> None:
+        """Publish a new state, with its reason."""
+        self.state, self.reason = state, reason
+        self.publish()
+
+    def publish(self) -> None:
+        """Publish the present status."""
+        coordinator = self.coordinator
+        members = {} if coordinator is None else coordinator.members
+        status = Status(
+            boot=self._boot,
+            state=self.state,
+            reason=self.reason,
+            epoch=self.fanout.epoch,
+            generation=self.generation,
+            partitions=self._partitions if coordinator is None else coordinator.partitions,
+            lsn=self.fanout.dispatched,
+            owners={} if coordinator is None else coordinator.owners(),
+            workers={name: WorkerPlace(member.requests, member.events) for name, member in members.items()},
+        )
+        self._events.send([STATUS_TOPIC, encode(status)])
+
+    # ---- messages
+
+    def _on_message(self, parts: list[bytes]) -> None:
+        peer, _, body = parts
+        coordinator = self.coordinator
+        if coordinator is None:
+            return  # workers say hello again until they are assigned something
+        message = decode_from_worker(body)
+        now = time.monotonic()
+        if isinstance(message, Hello):
+            coordinator.hello(now, peer, message)
+            self._coordinate()
+            return
+        member = coordinator.heard(now, peer)
+        if member is None:
+            return
+        if isinstance(message, Credit):
+            self.fanout.credit(member.worker, message.epoch, message.amount)
+            if not self.fanout.blocked:
+                self._on_credit()
+        elif isinstance(message, Durable):
+            if message.epoch == self.fanout.epoch and self.watermark is not None:
+                self.watermark.durable(member.fed, message.lsn)
+        elif isinstance(message, Subscribe):
+            self._on_subscribe(member.worker, peer, message)
+        elif isinstance(message, Unsubscribe):
+            member.tables.discard(message.table)
+            self.fanout.unsubscribe(member.worker, message.table)
+        elif isinstance(message, Leave):
+            log.info("a worker left", worker=member.worker)
+            coordinator.leave(now, member.worker)
+            self._forget(member.worker)
+            self._coordinate()
+
+    def _coordinate(self) -> None:
+        coordinator = self.coordinator
+        assert coordinator is not None
+        for assignment in coordinator.assignments():
+            message = Assign(
+                version=assignment.version,
+                partitions=assignment.partitions,
+                total=coordinator.partitions,
+                acknowledged=self.flushed,
+                generation=self.generation,
+                system=self.system,
+                boot=self._boot,
+            )
+            self._workers.send([coordinator.members[assignment.worker].peer, MESSAGE, encode(message)])
+        if coordinator.needs_epoch:
+            self._on_change()
+
+    def _forget(self, worker: str) -> None:
+        self.fanout.forget(worker)
+        if not self.fanout.blocked:
+            self._on_credit()
+
+    def _send_frame(self, worker: str, frame: bytes) -> None:
+        assert self.coordinator is not None
+        member = self.coordinator.members.get(worker)
+        if member is not None:
+            self._workers.send([member.peer, FRAME, frame])

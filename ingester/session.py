@@ -1,0 +1,151 @@
+"""One replication session, from the connection to the moment before the stream starts (engine.md 2.1).
+
+The order is a matter of correctness: lock, publication, slot, identity, decision about the shapes on disk, and that
+decision durable before anything is streamed (INV-1).
+
+The lock has a connection of its own. On the replication connection, as engine.md 3.1 has it, every rewind would let go
+of it, since a rewind needs a new connection (see replication.py), and an instance that waits would take over each time.
+Two instances still cannot stream at once: the slot admits one reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import structlog
+
+from common.config import Settings
+from common.postgres import Connection, DatabaseProblem, Pool, connect
+from ingester import publication, slot, source
+from ingester.publication import PublicationState, full_xid
+from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile
+
+log = structlog.get_logger()
+
+LOCK_CHECK: Final = 3.0
+"""Seconds between two looks at the connection that holds the lock."""
+
+LOCK_PATIENCE: Final = 20.0
+"""Seconds that such a look may take."""
+
+
+class Session(NamedTuple):
+    """Everything to stream from ``position`` for the shapes of ``source``, for as long as ``lock`` is connected."""
+
+    lock: Connection
+    source: Source
+    position: int
+    xid_anchor: int
+    status_interval: float
+    decision: Continue | NewGeneration
+
+
+async def open_session(
+    settings: Settings,
+    slot_name: str,
+    file: SourceFile,
+    admin: Pool,
+    on_waiting: Callable[[str, str], None],
+) -> Session:
+    """Get everything that streaming needs; waits for the lock as long as it takes.
+
+    ``on_waiting(state, reason)`` is told what is being waited for. Raises ``DatabaseProblem``, ``psycopg.Error``,
+    ``OSError``, for ``common.postgres.classify``.
+    """
+    async with admin.connection() as connection:
+        facts = await slot.server_facts(connection)
+        problem = facts.problem()
+        if problem is not None:
+            raise DatabaseProblem(*problem)
+    lock = await connect(settings.database_url, "galvanic lock", prefer_ipv6=settings.database_use_ipv6)
+    replication: Connection | None = None
+    try:
+        await slot.acquire_lock(lock, slot_name, admin=admin, on_waiting=lambda text: on_waiting("waiting", text))
+        replication = await connect_stream(settings)
+        system = await slot.identify(replication)
+        stored = await asyncio.to_thread(_load, file)
+
+        async def before_change(reason: str) -> None:
+            # Durable before anything changes: if we die in between, the next start still knows that a gap is possible.
+            await asyncio.to_thread(file.poison, reason)
+
+        async with admin.connection() as connection:
+            published = await publication.ensure_publication(
+                connection,
+                settings.publication_name,
+                manual=settings.manual_table_publishing,
+                before_change=before_change,
+            )
+            anchor = await full_xid(connection)
+        state = await slot.ensure_slot(
+            replication,
+            slot_name,
+            admin=admin,
+            before_create=before_change,
+            on_waiting=lambda text: on_waiting("starting", text),
+            recreate=_reason_to_recreate(stored, published),
+        )
+        observed = Observed(
+            system_identifier=system.system_identifier,
+            timeline=system.timeline,
+            database=system.database,
+            database_oid=facts.database_oid,
+            slot=slot_name,
+            slot_created=state.created,
+            confirmed_flush=state.confirmed_flush,
+            publication_oid=published.oid,
+        )
+        decision = source.decide(stored, source.storage_is_empty(settings.storage_dir), observed)
+        if isinstance(decision, NewGeneration) and not decision.first:
+            log.warning("a new generation begins; all shapes end and clients fetch anew", reason=decision.reason)
+        current = source.session(stored, decision, observed, partitions=settings.partitions, now=int(time.time()))
+        await asyncio.to_thread(file.save, current)
+    except BaseException:
+        lock.pgconn.finish()
+        raise
+    finally:
+        if replication is not None:
+            replication.pgconn.finish()
+    patience = facts.wal_sender_timeout / 3 if facts.wal_sender_timeout else 10.0
+    position = max(state.confirmed_flush, current.acknowledged + 1)
+    return Session(lock, current, position, anchor, min(10.0, patience), decision)
+
+
+async def connect_stream(settings: Settings) -> Connection:
+    """A connection to stream on. Raises ``psycopg.Error``."""
+    return await connect(
+        settings.database_url, "galvanic ingester", replication=True, prefer_ipv6=settings.database_use_ipv6
+    )
+
+
+async def keep_lock(lock: Connection) -> None:
+    """Returns never; raises ``psycopg.Error`` once the connection that holds the lock is lost.
+
+    The statements also show that the holder lives: an instance that waits ends holders that do nothing (slot.py).
+    """
+    while True:
+        await asyncio.sleep(LOCK_CHECK)
+        async with asyncio.timeout(LOCK_PATIENCE):
+            await lock.execute("SELECT 1")
+
+
+def _reason_to_recreate(stored: Source | None, published: PublicationState) -> str:
+    """Why the slot must be made anew even if it is there: its past was not, or not surely, filtered as it should be."""
+    if published.fresh:
+        return "the publication was made anew"
+    if stored is None:
+        return ""
+    if stored.publication_oid != published.oid:
+        return "the publication was dropped and created again by somebody else"
+    return stored.broken
+
+
+def _load(file: SourceFile) -> Source | None:
+    try:
+        return file.load()
+    except CorruptSource as error:
+        log.error("the source file is damaged", error=str(error))
+        return None

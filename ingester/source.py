@@ -1,0 +1,236 @@
+"""Where the data in the storage directory comes from: ``source.json``, and the decision whether that still holds.
+
+The file ties a storage directory to one database, one slot and one position. When any of it is not what it was, the
+shapes must not be continued: a new generation begins (engine.md 3.4, 3.8, INV-1, INV-2; architecture.md 6).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from common.lsn import format_lsn, parse_lsn
+
+FILE_NAME: Final = "source.json"
+_FORMAT: Final = 1
+_POSITIONS: Final = ("consistent_point", "acknowledged")
+
+
+class CorruptSource(Exception):
+    """``source.json`` is there but cannot be what Galvanic wrote; counts as missing."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What the storage directory was fed from, and up to where.
+
+    ``consistent_point`` is where the slot began; ``acknowledged`` the highest LSN up to which Postgres was, or is
+    about to be, allowed to forget. ``epoch`` counts the sessions on the replication connection. ``published`` maps a
+    table to the catalog row of its membership in the publication for which the barrier of engine.md 4.8 is behind us.
+    ``broken`` is not empty when the slot must not be continued, whatever else is found.
+    """
+
+    system_identifier: str
+    timeline: int
+    database: str
+    database_oid: int
+    slot: str
+    consistent_point: int
+    publication_oid: int
+    partitions: int
+    generation: int
+    epoch: int
+    acknowledged: int
+    published: dict[int, int] = {}
+    broken: str = ""
+
+
+class Observed(NamedTuple):
+    """What a session finds before it streams. ``confirmed_flush`` of a slot just made is its consistent point."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+    database_oid: int
+    slot: str
+    slot_created: bool
+    confirmed_flush: int
+    publication_oid: int
+
+
+class Continue(NamedTuple):
+    """All shapes may be continued."""
+
+
+class NewGeneration(NamedTuple):
+    """No shape may be continued; ``reason`` is one line for operators. ``first`` on an empty storage directory."""
+
+    reason: str
+    first: bool = False
+
+
+Decision = Continue | NewGeneration
+
+
+def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) -> Decision:
+    """Whether the shapes in the storage directory may be continued from this slot (engine.md 3.4, 3.8, INV-2)."""
+    if stored is None:
+        if storage_is_empty:
+            return NewGeneration("first start with this storage directory", first=True)
+        return NewGeneration(f"{FILE_NAME} is missing or damaged, but the storage directory holds shapes")
+    if stored.broken:
+        return NewGeneration(stored.broken)
+    if stored.system_identifier != observed.system_identifier:
+        return NewGeneration(
+            f"another database server: its system identifier is {observed.system_identifier}, "
+            f"was {stored.system_identifier}"
+        )
+    if stored.timeline != observed.timeline:
+        return NewGeneration(
+            f"the server is on timeline {observed.timeline}, was {stored.timeline}: a standby was promoted "
+            "or a backup restored"
+        )
+    if stored.database_oid != observed.database_oid:
+        return NewGeneration(f"another database: {observed.database!r}, was {stored.database!r}")
+    if stored.slot != observed.slot:
+        return NewGeneration(f"another replication slot: {observed.slot!r}, was {stored.slot!r}")
+    if observed.slot_created:
+        return NewGeneration(f"the replication slot {observed.slot!r} had to be created")
+    if stored.publication_oid != observed.publication_oid:
+        return NewGeneration("the publication was dropped and created again by somebody else")
+    if observed.confirmed_flush > stored.acknowledged + 1:
+        return NewGeneration(
+            f"the replication slot {observed.slot!r} is at {format_lsn(observed.confirmed_flush)}, beyond "
+            f"{format_lsn(stored.acknowledged)} that this storage directory acknowledged: somebody else advanced it, "
+            "or an older copy of the storage was restored"
+        )
+    return Continue()
+
+
+def session(stored: Source | None, decision: Decision, observed: Observed, *, partitions: int, now: int) -> Source:
+    """The source to save before the session's first frame: next epoch and, if so decided, next generation (INV-1,
+    INV-3).
+
+    ``partitions`` only counts for a storage directory that has no number of its own yet. ``now`` (Unix seconds)
+    replaces the counters when the file that held them is lost: it is above anything they can have counted up to.
+    """
+    if stored is not None and decision == Continue():
+        return msgspec.structs.replace(stored, epoch=stored.epoch + 1, database=observed.database)
+    if stored is not None:
+        generation, epoch = stored.generation + 1, stored.epoch + 1
+    else:
+        generation = epoch = 1 if isinstance(decision, NewGeneration) and decision.first else now
+    return Source(
+        system_identifier=observed.system_identifier,
+        timeline=observed.timeline,
+        database=observed.database,
+        database_oid=observed.database_oid,
+        slot=observed.slot,
+        consistent_point=observed.confirmed_flush,
+        publication_oid=observed.publication_oid,
+        partitions=stored.partitions if stored is not None else partitions,
+        generation=generation,
+        epoch=epoch,
+        # The transaction whose commit record starts at the slot's position is still to come (engine.md 3.7).
+        acknowledged=max(observed.confirmed_flush - 1, 0),
+    )
+
+
+class SourceFile:
+    """``source.json`` of one storage directory, kept by the one process that writes it. Methods may be called in
+    threads."""
+
+    def __init__(self, storage_dir: Path) -> None:
+        self._path = storage_dir / FILE_NAME
+        self._lock = threading.Lock()
+        self._current: Source | None = None
+
+    def load(self) -> Source | None:
+        """The stored source, ``None`` if there is no file. Raises ``CorruptSource``, ``OSError``."""
+        with self._lock:
+            self._current = None
+            try:
+                text = self._path.read_bytes()
+            except FileNotFoundError:
+                return None
+            self._current = decode(text)
+            return self._current
+
+    def save(self, source: Source) -> None:
+        """Replaces the file; once this returns, the change survives a power cut. Costs two fsyncs. Raises
+        ``OSError``."""
+        with self._lock:
+            self._write(source)
+
+    def update(self, **changes: Any) -> Source:
+        """Changes fields of what was last loaded or saved, durably, and returns the result; writes only real changes.
+
+        Must have returned for ``acknowledged`` before Postgres is told that position (INV-2). Raises ``OSError``;
+        ``RuntimeError`` when there is nothing to change yet.
+        """
+        with self._lock:
+            if self._current is None:
+                raise RuntimeError("no source was loaded or saved yet")
+            changed = msgspec.structs.replace(self._current, **changes)
+            if changed != self._current:
+                self._write(changed)
+            return changed
+
+    def poison(self, reason: str) -> None:
+        """Makes sure, durably, that no later start continues from the slot, whatever it finds. Raises ``OSError``.
+
+        To be called before a slot is dropped or created. Where no source is stored there is nothing to continue anyway.
+        """
+        with self._lock:
+            if self._current is not None:
+                self._write(msgspec.structs.replace(self._current, broken=reason))
+
+    def _write(self, source: Source) -> None:
+        temporary = self._path.with_name(FILE_NAME + ".new")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            content = encode(source)
+            if os.write(file, content) != len(content):
+                raise OSError(f"could not write all of {temporary}")
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(temporary, self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._current = source
+
+
+def storage_is_empty(storage_dir: Path) -> bool:
+    """Whether no partition was ever written in this storage directory. A directory that is not there is empty."""
+    partitions = storage_dir / "partitions"
+    return not any(partitions.glob("*/*"))
+
+
+def encode(source: Source) -> bytes:
+    """The file's text: JSON for people too, LSNs as Postgres writes them since 64 bits are too many for JSON
+    numbers."""
+    fields = msgspec.to_builtins(source)
+    for name in _POSITIONS:
+        fields[name] = format_lsn(fields[name])
+    return json.dumps({"format": _FORMAT} | fields, indent=1).encode() + b"\n"
+
+
+def decode(text: bytes) -> Source:
+    """Reads what ``encode`` wrote. Raises ``CorruptSource`` on anything else."""
+    try:
+        fields = json.loads(text)
+        if fields.pop("format") != _FORMAT:
+            raise ValueError("it was written by another version of Galvanic")
+        for name in _POSITIONS:
+            fields[name] = parse_lsn(fields[name])
+        return msgspec.convert(fields, Source, strict=True, str_keys=True)
+    except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
+        raise CorruptSource(f"{FILE_NAME}: {error}") from None
