@@ -1,0 +1,61 @@
+"""What a worker tells gateways without being asked: tails, endings, what is applied (architecture.md 3).
+
+Hints only: a gateway that misses one looks for itself. Tails go out only for handles that somebody waits on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from common.lsn import Offset
+from common.messages import APPLIED_TOPIC, Applied, Ended, Tail, encode, handle_topic
+from common.sockets import Channel
+from shapeworker.shape import Shape
+
+
+class Announcer:
+    """The XPUB socket. ``find`` gives the live shape of a handle, for whoever starts to wait."""
+
+    def __init__(self, socket: Any, find: Callable[[str], Shape | None], holds: Callable[[str], bool]) -> None:
+        """``holds`` tells whether a handle's partition is this worker's, so that it may say that the shape is gone."""
+        self._channel = Channel(socket, self._subscription)
+        self._find = find
+        self._holds = holds
+        self._watched: set[bytes] = set()
+
+    def tail(self, shape: Shape, end: Offset) -> None:
+        """The log of the shape has a new end."""
+        topic = handle_topic(shape.handle)
+        if topic in self._watched:
+            self._channel.send([topic, encode(Tail(end))])
+
+    def ended(self, shape: Shape, reason: str) -> None:
+        """The shape is gone."""
+        topic = handle_topic(shape.handle)
+        if topic in self._watched:
+            self._channel.send([topic, encode(Ended(reason))])
+
+    def applied(self, lsn: int, partitions: Iterable[int]) -> None:
+        """All commits up to ``lsn`` are readable in the shapes of these partitions."""
+        self._channel.send([APPLIED_TOPIC, encode(Applied(lsn, tuple(partitions)))])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._channel.close()
+
+    def _subscription(self, parts: list[bytes]) -> None:
+        # XPUB_VERBOSE: every subscription is shown, the end of one only when the last subscriber has gone.
+        begins, topic = parts[0][:1] == b"\1", parts[0][1:]
+        if not topic.startswith(b"h"):
+            return
+        if not begins:
+            self._watched.discard(topic)
+            return
+        self._watched.add(topic)
+        handle = topic[1:].rstrip(b"\n").decode("ascii", "replace")
+        shape = self._find(handle)
+        if shape is not None:
+            self.tail(shape, shape.last)
+        elif self._holds(handle):
+            self._channel.send([topic, encode(Ended("there is no shape with this handle"))])

@@ -1,0 +1,163 @@
+"""The catalog of one partition: which shapes live in it, in SQLite, opened exclusively.
+
+The lock of the open file is also the ownership of the partition (architecture.md 6): it goes with the process, however
+that ends, so a partition has one writer at most (INV-27). Every call blocks on the disk: worker threads make them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from common.shape import ShapeRequest, make_handle
+from common.table import Table
+from common.xid import Snapshot
+
+FORMAT: Final = 1
+
+CREATING: Final = "creating"
+ACTIVE: Final = "active"
+ENDED: Final = "ended"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shapes (
+    handle       TEXT PRIMARY KEY,
+    state        TEXT NOT NULL CHECK (state IN ('creating', 'active', 'ended')),
+    request      BLOB NOT NULL,
+    relation     BLOB NOT NULL,
+    selected     BLOB NOT NULL,
+    snapshot     TEXT,
+    filter_until TEXT,
+    reason       TEXT
+) WITHOUT ROWID;
+"""
+
+
+class CatalogLocked(Exception):
+    """Another process owns the partition."""
+
+
+class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A shape as the catalog holds it. ``snapshot`` and ``filter_until`` are there as soon as it is active."""
+
+    handle: str
+    state: str
+    request: ShapeRequest
+    table: Table
+    selected: tuple[str, ...]
+    snapshot: Snapshot | None = None
+    filter_until: int | None = None
+    reason: str | None = None
+
+
+class Catalog:
+    """An open, owned catalog. Not for use by two threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and lock; raises :class:`CatalogLocked` at once if somebody else has it."""
+        self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # What a commit says must survive a power cut: acknowledgements to Postgres build on it (INV-32).
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("BEGIN EXCLUSIVE")
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            if "locked" in str(error) or "busy" in str(error):
+                raise CatalogLocked(str(path)) from None
+            raise
+        written = self._meta("format")
+        if written is None:
+            self._set_meta("format", str(FORMAT))
+        elif written != str(FORMAT):
+            self.close()
+            raise RuntimeError(f"{path} has format {written}; this version of Galvanic reads format {FORMAT}")
+
+    def close(self) -> None:
+        """Give the partition back."""
+        self._db.close()
+
+    @property
+    def generation(self) -> int:
+        """The generation that the shapes in here belong to; 0 in a new catalog."""
+        return int(self._meta("generation") or 0)
+
+    def start_generation(self, generation: int, reason: str) -> None:
+        """All shapes end, in one transaction; what comes after belongs to ``generation`` (engine.md 3.9)."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE state <> 'ended'", (reason,))
+            self._set_meta("generation", str(generation))
+
+    def rows(self) -> list[ShapeRow]:
+        """Every shape that is not forgotten."""
+        cursor = self._db.execute(
+            "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason FROM shapes"
+        )
+        return [
+            ShapeRow(
+                handle=handle,
+                state=state,
+                request=msgspec.msgpack.decode(request, type=ShapeRequest),
+                table=msgspec.msgpack.decode(table, type=Table),
+                selected=msgspec.msgpack.decode(selected, type=tuple[str, ...]),
+                snapshot=None if snapshot is None else Snapshot.parse(snapshot),
+                filter_until=None if filter_until is None else int(filter_until),
+                reason=reason,
+            )
+            for handle, state, request, table, selected, snapshot, filter_until, reason in cursor
+        ]
+
+    def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:
+        """A new shape, ``creating``. Returns its handle, which no shape has had before, whatever the clock says."""
+        with self._db:
+            self._db.execute("BEGIN")
+            created = max(time.time_ns() // 1000, int(self._meta("last_created") or 0) + 1)
+            self._set_meta("last_created", str(created))
+            handle = make_handle(request.hash(), created)
+            self._db.execute(
+                "INSERT INTO shapes (handle, state, request, relation, selected) VALUES (?, 'creating', ?, ?, ?)",
+                (
+                    handle,
+                    msgspec.msgpack.encode(request),
+                    msgspec.msgpack.encode(table),
+                    msgspec.msgpack.encode(selected),
+                ),
+            )
+        return handle
+
+    def activate(self, handle: str, snapshot: Snapshot, filter_until: int) -> bool:
+        """The shape is complete and durable. ``False`` if it has ended meanwhile."""
+        cursor = self._db.execute(
+            "UPDATE shapes SET state = 'active', snapshot = ?, filter_until = ? "
+            "WHERE handle = ? AND state = 'creating'",
+            (str(snapshot), str(filter_until), handle),
+        )
+        return cursor.rowcount == 1
+
+    def end(self, handle: str, reason: str) -> None:
+        """The tombstone: from here on the shape no longer exists, also after a crash."""
+        self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE handle = ?", (reason, handle))
+
+    def forget(self, handle: str) -> None:
+        """Its directory is gone: the tombstone is not needed any more."""
+        self._db.execute("DELETE FROM shapes WHERE handle = ? AND state = 'ended'", (handle,))
+
+    def _meta(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_meta(self, name: str, value: str) -> None:
+        self._db.execute(
+            "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )

@@ -1,0 +1,283 @@
+"""Making a shape, step by step (architecture.md 4; engine.md 10).
+
+The order is what makes it right: the shape is added to the applier *before* the table is asked for, so that it holds
+back every change that is dispatched after the answer; the snapshot is taken *after* the answer, so that it shows every
+transaction that was dispatched before; and the shape counts for the durable position *before* what it has is synced and
+declared active.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+import psycopg
+import structlog
+
+from common.config import Settings
+from common.lsn import Offset
+from common.messages import Answer, Refused, Subscribe, Subscribed
+from common.postgres import Pool, is_unavailable
+from common.shape import ShapeRequest, partition_of
+from common.shapelog.snapshot import SnapshotWriter
+from common.shapelog.writer import LogWriter
+from common.table import Table, describe, selection
+from common.xid import Snapshot
+from shapeworker.apply import Applier
+from shapeworker.endings import Endings
+from shapeworker.holdings import Holdings
+from shapeworker.requests import CannotCreate
+from shapeworker.shape import Life, Shape
+from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots
+from shapeworker.snapshot_connection import Stopped
+from shapeworker.sync import Syncer
+
+log = structlog.get_logger()
+
+SUBSCRIBE_SECONDS: Final = 45.0
+"""How long the ingester may take to publish the table."""
+
+
+class Creator:
+    """Creates shapes; concurrent requests for one shape share one creation (INV-15)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        holdings: Holdings,
+        applier: Applier,
+        syncer: Syncer,
+        endings: Endings,
+        disk: Executor,
+        pool: Pool,
+        *,
+        snapshots: int,
+        subscribe: Callable[[Subscribe], None],
+        on_written: Callable[[Shape, Offset], None],
+    ) -> None:
+        """``snapshots``: how many may be read at a time. ``subscribe`` sends the ingester a request for a table."""
+        self._settings = settings
+        self._holdings = holdings
+        self._applier = applier
+        self._syncer = syncer
+        self._endings = endings
+        self._disk = disk
+        self._pool = pool
+        self._subscribe = subscribe
+        self._on_written = on_written
+        self._snapshots = Snapshots(
+            settings.pooled_database_url, threads=snapshots, prefer_ipv6=settings.database_use_ipv6
+        )
+        self._under_way: dict[ShapeRequest, asyncio.Task[Shape]] = {}
+        self._building: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, tuple[Subscribe, asyncio.Future[Answer]]] = {}
+
+    async def create(self, request: ShapeRequest) -> Shape:
+        """The shape for this request, made if need be, once its snapshot can be read.
+
+        Raises :class:`CannotCreate`, or ``ShapeEnded`` if it ended on the way.
+        """
+        shape = self._holdings.by_request(request)
+        if shape is not None and shape.started is not None:
+            await asyncio.shield(shape.started)
+            return shape
+        task = self._under_way.get(request)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._create(request))
+            self._under_way[request] = task
+            task.add_done_callback(lambda _: self._under_way.pop(request, None))
+        return await asyncio.shield(task)
+
+    def system(self, identifier: str) -> None:
+        """The database cluster that snapshots must come from."""
+        self._snapshots.system_identifier = int(identifier) if identifier else None
+
+    def answer(self, answer: Answer) -> None:
+        """The ingester answered a subscription."""
+        _, future = self._waiting.get(answer.id, (None, None))
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def subscribe_anew(self) -> None:
+        """Another ingester has taken over: what the former one was asked, it does not know."""
+        for subscribe, _ in self._waiting.values():
+            self._subscribe(subscribe)
+
+    async def close(self) -> None:
+        """Give up what is under way; the shapes are lost with the worker anyhow."""
+        for task in (*self._under_way.values(), *self._building):
+            task.cancel()
+        if self._building:
+            await asyncio.wait(set(self._building), timeout=5)
+        await self._snapshots.close()
+
+    # ---- steps
+
+    async def _create(self, request: ShapeRequest) -> Shape:
+        table, selected = await self._describe(request)
+        loop = asyncio.get_running_loop()
+        number = partition_of(request.hash(), self._holdings.total)
+        partition = self._holdings.partitions.get(number)
+        if partition is None:
+            raise _try_again()
+        try:
+            handle = await loop.run_in_executor(self._disk, partition.catalog.create, request, table, selected)
+        except sqlite3.Error as error:
+            log.warning("a shape cannot be entered into its catalog", partition=number, error=str(error))
+            raise _try_again() from error
+        if self._holdings.partitions.get(number) is not partition:
+            # It moves; its next owner finds an incomplete shape and ends it.
+            raise _try_again()
+        shape = Shape(
+            handle=handle,
+            request=request,
+            table=table,
+            selected=selected,
+            partition=number,
+            storage=self._settings.storage_dir,
+        )
+        shape.started = loop.create_future()
+        # Whoever waits looks at it; if nobody does, asyncio need not complain.
+        shape.started.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._holdings.add(shape)
+        try:
+            shape.log = LogWriter.create(shape.directory, self._settings.chunk_bytes)
+        except OSError as error:
+            self._endings.end(shape, f"its files cannot be made: {error.strerror}")
+            raise _try_again() from error
+        self._applier.add(shape)
+        shape.building = loop.create_task(self._build(shape))
+        self._building.add(shape.building)
+        shape.building.add_done_callback(self._building.discard)
+        await asyncio.shield(shape.started)
+        return shape
+
+    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...]]:
+        try:
+            async with self._pool.connection() as connection:
+                table = await describe(connection, request.schema, request.table)
+                version = connection.info.server_version
+        except (psycopg.Error, OSError) as error:
+            if not is_unavailable(error):
+                raise
+            log.warning("a table cannot be looked up", error=str(error).split("\n")[0])
+            message = "Cannot connect to the database to verify the shape. Please try again later."
+            raise CannotCreate(503, {"message": message}, 1) from error
+        if table is None:
+            name = f'Table "{request.schema}"."{request.table}" does not exist.'
+            hint = "If the table name contains capitals or special characters you must quote it."
+            raise _invalid({"table": [f"{name} {hint}"]})
+        if not table.is_replicable:
+            name = f'"{request.schema}"."{request.table}"'
+            raise _invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
+        selected = selection(table, request.columns, version)
+        if isinstance(selected, dict):
+            raise _invalid(selected)
+        return table, selected
+
+    async def _build(self, shape: Shape) -> None:
+        """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""
+        assert shape.started is not None
+        try:
+            unseen = await self._subscribed(shape)
+            await self._snapshot(shape, unseen)
+            await self._activate(shape)
+        except (CannotCreate, SnapshotFailed, OSError, Stopped) as error:
+            refusal = error if isinstance(error, CannotCreate) else _refusal(error)
+            if not shape.started.done():
+                shape.started.set_exception(refusal)
+            self._fail(shape, str(error) or "its snapshot was stopped")
+        except asyncio.CancelledError:
+            self._fail(shape, "its snapshot was stopped")
+            raise
+        except Exception as error:
+            log.exception("a shape could not be created", handle=shape.handle)
+            if not shape.started.done():
+                shape.started.set_exception(CannotCreate(500, {"error": "Internal server error"}))
+            self._fail(shape, f"internal error: {type(error).__name__}")
+
+    def _fail(self, shape: Shape, reason: str) -> None:
+        if shape.life is not Life.ENDED:
+            self._endings.end(shape, reason)
+
+    async def _subscribed(self, shape: Shape) -> tuple[int, ...]:
+        """Have the table published; returns the transactions that the snapshot must show."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        subscribe = Subscribe(next(self._numbers), shape.table.oid, shape.table.schema, shape.table.name)
+        self._waiting[subscribe.id] = (subscribe, future)
+        try:
+            self._subscribe(subscribe)
+            async with asyncio.timeout(SUBSCRIBE_SECONDS):
+                answer = await future
+        except TimeoutError:
+            message = "Snapshot timed out while waiting for a table lock"
+            raise CannotCreate(503, {"message": message}, 10, known=True) from None
+        finally:
+            del self._waiting[subscribe.id]
+        if isinstance(answer, Refused):
+            raise CannotCreate(answer.status, {"message": answer.reason}, answer.retry_after, known=True)
+        assert isinstance(answer, Subscribed)
+        return answer.unseen
+
+    async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:
+        assert shape.log is not None
+        plan = SnapshotPlan(shape.table, shape.selected, shape.request.columns is not None, shape.request.log, unseen)
+        sink = SnapshotWriter(shape.directory, self._settings.chunk_bytes, shape.log.header)
+
+        def on_started(snapshot: Snapshot, filter_until: int) -> bool:
+            if shape.life is Life.ENDED:
+                return False
+            end = shape.snapshot_taken(snapshot, filter_until)
+            if end is not None:
+                self._on_written(shape, end)
+            return True
+
+        def on_readable() -> None:
+            assert shape.started is not None
+            if not shape.started.done():
+                shape.started.set_result(None)
+
+        try:
+            taken = await self._snapshots.take(plan, sink, on_started, on_readable)
+        except BaseException:
+            sink.fail()
+            raise
+        await asyncio.get_running_loop().run_in_executor(None, sink.sync)
+        log.info("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
+
+    async def _activate(self, shape: Shape) -> None:
+        loop = asyncio.get_running_loop()
+        log_writer, snapshot = shape.log, shape.snapshot
+        assert log_writer is not None
+        assert snapshot is not None
+        # From here on its commits hold back the durable position; what it wrote before is synced right now.
+        shape.settling = True
+        await loop.run_in_executor(None, log_writer.sync)
+        if shape.life is Life.ENDED:
+            return
+        partition = self._holdings.partitions[shape.partition]
+        activate = partition.catalog.activate
+        if await loop.run_in_executor(self._disk, activate, shape.handle, snapshot, shape.filter_until):
+            if shape.life is Life.CREATING:
+                shape.life = Life.ACTIVE
+        elif shape.life is Life.CREATING:
+            self._endings.end(shape, "it ended while it became active")
+
+
+def _invalid(errors: dict[str, list[str]]) -> CannotCreate:
+    return CannotCreate(400, {"message": "Invalid request", "errors": errors})
+
+
+def _refusal(error: Exception) -> CannotCreate:
+    if isinstance(error, SnapshotFailed):
+        return CannotCreate(error.status, {"message": error.message}, error.retry_after, error.known)
+    return _try_again()
+
+
+def _try_again() -> CannotCreate:
+    return CannotCreate(503, {"message": "Failed to create shape, please retry"}, 1)

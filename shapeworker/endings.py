@@ -1,0 +1,105 @@
+"""How a shape ends: tombstone first, then the mark that readers check, then its files (architecture.md 4.7, INV-32)."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+import structlog
+
+from shapeworker.apply import Applier
+from shapeworker.holdings import Holdings
+from shapeworker.partition import mark_ended
+from shapeworker.shape import Life, Shape
+from shapeworker.sync import Syncer
+
+log = structlog.get_logger()
+
+RETRY = 1.0
+"""Seconds between two attempts to write a tombstone while the disk refuses."""
+
+
+class ShapeEnded(Exception):
+    """The shape ended while somebody waited for it."""
+
+
+class Endings:
+    """Ends shapes. Idempotent; every step is repeated until it succeeds, since half an ending would pin the slot."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        applier: Applier,
+        syncer: Syncer,
+        disk: Executor,
+        on_ended: Callable[[Shape, str], None],
+    ) -> None:
+        """``disk`` is the thread that owns the catalogs; ``on_ended`` is told once the tombstone is durable."""
+        self._holdings = holdings
+        self._applier = applier
+        self._syncer = syncer
+        self._disk = disk
+        self._on_ended = on_ended
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def end(self, shape: Shape, reason: str) -> None:
+        """The shape is over, from now on and for this reason."""
+        if shape.life is Life.ENDED:
+            return
+        shape.life = Life.ENDED
+        shape.reason = reason
+        log.info("shape ended", handle=shape.handle, table=shape.table.name, reason=reason)
+        self._applier.remove(shape)
+        self._holdings.remove(shape)
+        if shape.started is not None and not shape.started.done():
+            shape.started.set_exception(ShapeEnded(reason))
+        if shape.building is not None and shape.building is not asyncio.current_task():
+            shape.building.cancel()
+        loop = asyncio.get_running_loop()
+        tombstone: asyncio.Future[None] = loop.create_future()
+        self._syncer.wait_for(tombstone)
+        task = loop.create_task(self._carry_out(shape, reason, tombstone))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settled(self) -> None:
+        """Wait until every ending so far is complete."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _carry_out(self, shape: Shape, reason: str, tombstone: asyncio.Future[None]) -> None:
+        partition = self._holdings.partitions[shape.partition]
+        loop = asyncio.get_running_loop()
+        try:
+            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)
+        finally:
+            tombstone.set_result(None)
+        # Through the open log if there is one: it keeps the header, and would write its own copy over the mark.
+        marked = partial(mark_ended, shape.directory) if shape.log is None else shape.log.mark_ended
+        await self._insist(marked, shape)
+        self._on_ended(shape, reason)
+        if shape.building is not None:
+            # The snapshot's thread must have let go of the files.
+            await asyncio.wait([shape.building])
+        if shape.log is not None:
+            await self._syncer.quiet(shape.log)
+            shape.log.close()
+            shape.log = None
+        try:
+            await loop.run_in_executor(self._disk, partition.bury, shape.handle)
+        except (OSError, sqlite3.Error) as error:
+            # Nobody can find it any more; the next opening of the partition buries it.
+            log.warning("an ended shape's files could not be moved away", handle=shape.handle, error=str(error))
+
+    async def _insist(self, step: Callable[[], None], shape: Shape) -> None:
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._disk, step)
+                return
+            except (OSError, sqlite3.Error) as error:
+                # Typically a full disk. Until this succeeds, nothing later is acknowledged.
+                log.warning("the end of a shape cannot be recorded yet", handle=shape.handle, error=str(error))
+                await asyncio.sleep(RETRY)

@@ -1,0 +1,54 @@
+"""What a worker holds: its partitions and the live shapes in them. Plain bookkeeping for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from common.shape import ShapeRequest
+from shapeworker.partition import Partition
+from shapeworker.shape import Shape
+
+
+class Holdings:
+    """Partitions by number, shapes by handle and by what was asked for (INV-15: one live shape per request)."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.generation = 0
+        self.acknowledged = 0
+        self.partitions: dict[int, Partition] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._by_request: dict[ShapeRequest, Shape] = {}
+
+    def add(self, shape: Shape) -> None:
+        """A shape that lives in a held partition."""
+        self._shapes[shape.handle] = shape
+        self._by_request[shape.request] = shape
+
+    def remove(self, shape: Shape) -> None:
+        """The shape is over, or its partition is given back."""
+        self._shapes.pop(shape.handle, None)
+        if self._by_request.get(shape.request) is shape:
+            del self._by_request[shape.request]
+
+    def by_handle(self, handle: str) -> Shape | None:
+        """The live shape with this handle."""
+        return self._shapes.get(handle)
+
+    def by_request(self, request: ShapeRequest) -> Shape | None:
+        """The live shape for this request."""
+        return self._by_request.get(request)
+
+    def of_partition(self, number: int) -> list[Shape]:
+        """The live shapes of a partition."""
+        return [shape for shape in self._shapes.values() if shape.partition == number]
+
+    def tables(self) -> set[int]:
+        """The oids of the tables that the shapes need."""
+        return {shape.table.oid for shape in self._shapes.values()}
+
+    def __iter__(self) -> Iterator[Shape]:
+        return iter(list(self._shapes.values()))
+
+    def __len__(self) -> int:
+        return len(self._shapes)

@@ -1,0 +1,397 @@
+"""A shapeworker process: sockets and tasks around the parts that decide (architecture.md 1, 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+import uvloop
+import zmq
+
+from common.config import Settings
+from common.lsn import Offset
+from common.messages import (
+    ANSWER,
+    FRAME,
+    MESSAGE,
+    POSITION,
+    STATUS_TOPIC,
+    Credit,
+    Durable,
+    Hello,
+    Leave,
+    Subscribe,
+    Unsubscribe,
+    decode_answer,
+    decode_status,
+    decode_to_worker,
+    encode,
+    parse_frame,
+    parse_position,
+    records,
+)
+from common.postgres import Pool
+from common.shape import partition_of_handle
+from common.sockets import Channel, bound, connected
+from shapeworker.announcer import Announcer
+from shapeworker.apply import Applier, StorageFull
+from shapeworker.creation import Creator
+from shapeworker.endings import Endings
+from shapeworker.holdings import Holdings
+from shapeworker.logs import OpenLogs
+from shapeworker.ownership import Ownership
+from shapeworker.requests import Requests
+from shapeworker.shape import Shape
+from shapeworker.stream import Intake, Verdict
+from shapeworker.sync import Log, Syncer
+
+log = structlog.get_logger()
+
+HEARTBEAT = 1.0
+"""Seconds between two signs of life to the ingester, and between two repetitions of what is applied to gateways."""
+
+SWEEP = 10.0
+"""Seconds between two emptyings of the trash."""
+
+FULL_DISK_PAUSE = 2.0
+"""Seconds before a full disk is tried again, by a rewind."""
+
+HINTS = 100_000
+"""Messages that may wait for a gateway that does not read; beyond them hints are dropped."""
+
+
+class Worker:
+    """One worker's sockets, and the calls between its parts."""
+
+    def __init__(self, settings: Settings, worker_id: str) -> None:
+        self._settings = settings
+        self._worker = worker_id
+        self._boot = secrets.token_hex(8)
+        self._ingester = ""
+        self._version = 0
+        self._fed: tuple[int, ...] = ()
+        self._stopping = asyncio.Event()
+        self._full = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tables: set[int] = set()
+        # One thread, because a catalog is not for two; blocking calls on partitions all go through it, in order.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+
+        self._holdings = Holdings()
+        self._syncer = Syncer(settings.storage_dir, self._on_durable, self._on_sync_failure)
+        self._logs = OpenLogs(self._holdings, settings.chunk_bytes, self._syncer.dirty)
+        self._applier = Applier(self, self._logs.open)
+        self._endings = Endings(self._holdings, self._applier, self._syncer, self._disk, self._on_ended)
+        self._ownership = Ownership(
+            settings.storage_dir,
+            self._holdings,
+            self._applier,
+            self._syncer,
+            self._endings,
+            self._disk,
+            self._on_held,
+        )
+        connections = max(1, settings.db_pool_size // max(1, settings.workers))
+        self._pool = Pool(
+            settings.pooled_database_url,
+            f"galvanic {worker_id}",
+            max(1, connections // 4),
+            pooled=True,
+            prefer_ipv6=settings.database_use_ipv6,
+        )
+        self._creator = Creator(
+            settings,
+            self._holdings,
+            self._applier,
+            self._syncer,
+            self._endings,
+            self._disk,
+            self._pool,
+            snapshots=max(1, connections - connections // 4),
+            subscribe=self._subscribe,
+            on_written=self.written,
+        )
+        self._intake = Intake()
+
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._stream = Channel(
+            connected(
+                self._context,
+                zmq.DEALER,
+                settings.stream_endpoint,
+                {zmq.ROUTING_ID: f"{worker_id}:{self._boot}".encode()},
+            ),
+            self._on_stream,
+        )
+        self._status = Channel(
+            connected(self._context, zmq.SUB, settings.status_endpoint, {zmq.SUBSCRIBE: STATUS_TOPIC}),
+            self._on_status,
+        )
+        requests = bound(self._context, zmq.ROUTER, settings.worker_requests_endpoint(worker_id))
+        events = bound(
+            self._context,
+            zmq.XPUB,
+            settings.worker_events_endpoint(worker_id),
+            {zmq.XPUB_VERBOSE: 1, zmq.SNDHWM: HINTS},
+        )
+        self._requests_endpoint = requests.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._events_endpoint = events.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._announcer = Announcer(events, self._holdings.by_handle, self._holds)
+        self._replies = Channel(requests, self._on_request)
+        self._requests = Requests(
+            self._holdings,
+            self._fed_here,
+            self._creator.create,
+            self._logs.open,
+            self._endings.end,
+            self._replies.send,
+        )
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Work until told to stop. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[int] = loop.create_future()
+
+        def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            # Crash only: a part that failed in a way nobody foresaw must not go on half-working.
+            log.error("the worker failed", error=context.get("message"), exc_info=context.get("exception"))
+            if not failed.done():
+                failed.set_result(1)
+
+        loop.set_exception_handler(on_exception)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stopping.set)
+        for coroutine in (self._ownership.run(), self._syncer.run(), self._beat(), self._sweep()):
+            self._spawn(coroutine, failed)
+        self._hello(0)
+        log.info("shapeworker started", worker=self._worker)
+        stopping = loop.create_task(self._stopping.wait())
+        await asyncio.wait((stopping, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            return failed.result()
+        await self._stop()
+        return 0
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], failed: asyncio.Future[int]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.error("a task of the worker failed", exc_info=task.exception())
+                if not failed.done():
+                    failed.set_result(1)
+
+        task.add_done_callback(done)
+
+    async def _stop(self) -> None:
+        log.info("shapeworker stops")
+        self._intake.forget()
+        self._applier.restart()
+        for task in list(self._tasks):
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                await self._syncer.flush()
+                await self._ownership.release_all()
+        self._send(Leave())
+        await asyncio.sleep(0.05)
+        await self._creator.close()
+        await self._pool.close()
+        self._syncer.close()
+        self._disk.shutdown(wait=True)
+        for channel in (self._stream, self._status, self._replies):
+            channel.close()
+        self._announcer.close()
+        self._context.term()
+
+    async def _beat(self) -> None:
+        while True:
+            if not self._ingester:
+                self._hello(0)
+            self._send(Durable(self._intake.epoch, self._syncer.durable))
+            self._publish_applied()
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            for partition in list(self._holdings.partitions.values()):
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(partition.sweep)
+
+    # ---- from the ingester
+
+    def _on_status(self, parts: list[bytes]) -> None:
+        status = decode_status(parts[1])
+        if status.boot != self._ingester and self._ingester:
+            # Another ingester: it knows nothing of us, and what the former one had not sent is lost.
+            self._ingester = ""
+            self._version = 0
+            self._intake.forget()
+            self._hello(0)
+
+    def _on_stream(self, parts: list[bytes]) -> None:
+        if self._stopping.is_set():
+            return
+        kind, body = parts
+        if kind == FRAME:
+            self._on_frame(body)
+        elif kind == MESSAGE:
+            assignment = decode_to_worker(body)
+            if assignment.boot != self._ingester:
+                self._ingester = assignment.boot
+                self._creator.subscribe_anew()
+            self._creator.system(assignment.system)
+            self._ownership.assign(assignment)
+
+    def _on_frame(self, frame: bytes) -> None:
+        verdict = self._intake.frame(frame)
+        if verdict is Verdict.PROCESS or verdict is Verdict.START:
+            if verdict is Verdict.START:
+                self._applier.restart()
+                self._full = False
+            try:
+                for kind, index, payload in records(frame):
+                    if kind == ANSWER:
+                        self._creator.answer(decode_answer(payload))
+                    elif kind == POSITION:
+                        self._on_position(*parse_position(payload))
+                    else:
+                        self._applier.record(kind, index, payload)
+            except StorageFull as error:
+                self._on_full(error)
+            self._publish_applied()
+        elif verdict is Verdict.LOST:
+            log.warning("frames were lost; asking for them again", epoch=self._intake.epoch)
+            self._hello(self._version)
+        # To the epoch of the frame, whichever is the present one: credits of the past must not buy anything now.
+        self._send(Credit(parse_frame(frame)[0], len(frame)))
+
+    def _on_position(self, position: int, fed: tuple[int, ...]) -> None:
+        """A new epoch feeds these partitions: only their shapes get anything.
+
+        A shape of a partition that was taken while the former epoch ran has missed part of it; applying the rest would
+        leave a gap that its log cannot show. It joins here, where all that it may have missed comes again.
+        """
+        self._syncer.restart(position)
+        self._fed = fed
+        for shape in self._holdings:
+            if shape.partition in fed:
+                self._applier.add(shape)
+            else:
+                self._applier.remove(shape)
+
+    def _on_full(self, error: StorageFull) -> None:
+        # Nothing more of this epoch counts, so nothing more of it is reported durable: the slot waits with us.
+        log.error("the storage directory is full; waiting for room", error=str(error))
+        self._full = True
+        self._intake.forget()
+        self._applier.restart()
+        asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
+
+    def _retry_full(self) -> None:
+        if self._full and not self._stopping.is_set():
+            self._hello(self._version)
+            asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
+
+    # ---- to the ingester
+
+    def _on_held(self, version: int) -> None:
+        self._version = version
+        self._tables = self._holdings.tables()
+        self._hello(version)
+
+    def _hello(self, version: int) -> None:
+        self._send(
+            Hello(
+                worker=self._worker,
+                boot=self._boot,
+                version=version,
+                held=tuple(sorted(self._holdings.partitions)) if version else (),
+                tables=tuple(self._holdings.tables()) if version else (),
+                requests=self._requests_endpoint,
+                events=self._events_endpoint,
+                lost=self._intake.broken,
+            )
+        )
+
+    def _subscribe(self, subscribe: Subscribe) -> None:
+        self._tables.add(subscribe.table)
+        self._send(subscribe)
+
+    def _send(self, message: Hello | Subscribe | Unsubscribe | Durable | Credit | Leave) -> None:
+        self._stream.send([MESSAGE, encode(message)])
+
+    def _on_durable(self, lsn: int) -> None:
+        self._send(Durable(self._intake.epoch, lsn))
+
+    # ---- what applying leads to
+
+    def written(self, shape: Shape, end: Offset) -> None:
+        """The shape's log has a new end."""
+        if shape.durable and shape.log is not None:
+            self._syncer.dirty(shape.log)
+        self._announcer.tail(shape, end)
+
+    def ended(self, shape: Shape, reason: str) -> None:
+        """The shape cannot go on."""
+        self._endings.end(shape, reason)
+
+    def committed(self, lsn: int) -> None:
+        """All shapes have what they need up to this commit."""
+        self._syncer.commit(lsn)
+
+    def _on_sync_failure(self, failed: Log, error: OSError) -> None:
+        for shape in self._holdings:
+            if shape.log is failed:
+                self._endings.end(shape, f"its log cannot be synced: {error.strerror}")
+
+    def _on_ended(self, shape: Shape, reason: str) -> None:
+        self._announcer.ended(shape, reason)
+        table = shape.table.oid
+        if table in self._tables and table not in self._holdings.tables():
+            self._tables.discard(table)
+            self._send(Unsubscribe(table))
+
+    def _publish_applied(self) -> None:
+        held = self._holdings.partitions
+        partitions = [partition for partition in self._fed if partition in held]
+        if partitions and not self._full:
+            self._announcer.applied(self._syncer.applied, partitions)
+
+    # ---- gateways
+
+    def _on_request(self, parts: list[bytes]) -> None:
+        self._requests.message(parts)
+
+    def _fed_here(self, partition: int) -> bool:
+        return partition in self._fed and partition in self._holdings.partitions
+
+    def _holds(self, handle: str) -> bool:
+        total = self._holdings.total
+        return bool(total) and partition_of_handle(handle, total) in self._holdings.partitions
+
+
+async def _run(settings: Settings, worker_id: str) -> int:
+    settings.storage_dir.mkdir(parents=True, exist_ok=True)
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    return await Worker(settings, worker_id).run()
+
+
+def main(settings: Settings, worker_id: str) -> int:
+    """Run a shapeworker until SIGTERM. Returns the exit code."""
+    started = time.monotonic()
+    code = uvloop.run(_run(settings, worker_id))
+    log.info("shapeworker stopped", seconds=round(time.monotonic() - started, 1), code=code)
+    return code

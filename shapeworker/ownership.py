@@ -1,0 +1,140 @@
+"""Taking partitions and giving them back, as the ingester assigns them (architecture.md 2.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from common.messages import Assign
+from shapeworker.apply import Applier
+from shapeworker.catalog import CatalogLocked, ShapeRow
+from shapeworker.endings import Endings
+from shapeworker.holdings import Holdings
+from shapeworker.partition import Partition, open_partition
+from shapeworker.shape import Life, Shape
+from shapeworker.sync import Syncer
+
+log = structlog.get_logger()
+
+LOCK_RETRY = 0.05
+"""Seconds between two attempts to take a partition that its former owner still holds."""
+
+LOCK_WARNING = 5.0
+"""Seconds after which waiting for a partition is worth a line in the log."""
+
+
+class Ownership:
+    """Carries out one assignment at a time; a newer one supersedes what an older one still waits for."""
+
+    def __init__(
+        self,
+        storage: Path,
+        holdings: Holdings,
+        applier: Applier,
+        syncer: Syncer,
+        endings: Endings,
+        disk: Executor,
+        on_held: Callable[[int], None],
+    ) -> None:
+        """``on_held(version)``: the worker now holds exactly what this assignment says."""
+        self._storage = storage
+        self._holdings = holdings
+        self._applier = applier
+        self._syncer = syncer
+        self._endings = endings
+        self._disk = disk
+        self._on_held = on_held
+        self._wanted: Assign | None = None
+        self._wake = asyncio.Event()
+
+    def assign(self, assignment: Assign) -> None:
+        """The ingester wants us to hold these partitions."""
+        self._wanted = assignment
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Carry out assignments for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            assignment = self._wanted
+            assert assignment is not None
+            holdings = self._holdings
+            stale = holdings.generation not in (0, assignment.generation)
+            holdings.total = assignment.total
+            holdings.acknowledged = max(holdings.acknowledged, assignment.acknowledged)
+            wanted = set(assignment.partitions)
+            for number in sorted(holdings.partitions):
+                if stale or number not in wanted:
+                    await self.release(number)
+            holdings.generation = assignment.generation
+            if stale:
+                holdings.acknowledged = assignment.acknowledged
+            for number in sorted(wanted - holdings.partitions.keys()):
+                if not await self._take(number, assignment):
+                    break
+            else:
+                self._on_held(assignment.version)
+
+    async def release(self, number: int) -> None:
+        """Give one partition back. Its shapes in creation end; the others wait on the disk for their next owner."""
+        partition = self._holdings.partitions[number]
+        for shape in self._holdings.of_partition(number):
+            if shape.life is Life.CREATING:
+                self._endings.end(shape, "its worker gave the partition away before it was complete")
+        await self._endings.settled()
+        for shape in self._holdings.of_partition(number):
+            self._applier.remove(shape)
+            self._holdings.remove(shape)
+            if shape.log is not None:
+                await self._syncer.quiet(shape.log)
+                shape.log.close()
+                shape.log = None
+        del self._holdings.partitions[number]
+        await asyncio.get_running_loop().run_in_executor(self._disk, partition.close)
+
+    async def release_all(self) -> None:
+        """Give everything back: the worker is going."""
+        for number in sorted(self._holdings.partitions):
+            await self.release(number)
+
+    async def _take(self, number: int, assignment: Assign) -> bool:
+        loop = asyncio.get_running_loop()
+        started, warned = loop.time(), False
+        while not self._wake.is_set():
+            try:
+                partition, rows = await loop.run_in_executor(
+                    self._disk, open_partition, self._storage, number, assignment.generation
+                )
+            except CatalogLocked:
+                if not warned and loop.time() - started > LOCK_WARNING:
+                    warned = True
+                    log.warning("waiting for a partition that another process still holds", partition=number)
+                await asyncio.sleep(LOCK_RETRY)
+                continue
+            self._adopt(partition, rows)
+            return True
+        return False
+
+    def _adopt(self, partition: Partition, rows: list[ShapeRow]) -> None:
+        self._holdings.partitions[partition.number] = partition
+        for row in rows:
+            shape = Shape(
+                handle=row.handle,
+                request=row.request,
+                table=row.table,
+                selected=row.selected,
+                partition=partition.number,
+                storage=self._storage,
+            )
+            assert row.snapshot is not None
+            assert row.filter_until is not None
+            shape.life = Life.ACTIVE
+            shape.snapshot = row.snapshot
+            shape.filter_until = row.filter_until
+            # Not to the applier: the shape joins with the epoch that feeds its partition.
+            self._holdings.add(shape)

@@ -1,0 +1,103 @@
+"""A partition in the hands of its worker: opening, recovering, ending what must end, giving back.
+
+Functions here block on the disk and run in a thread; what they return is handed to the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import structlog
+
+from common.shapelog.files import REAL, UPDATE
+from common.shapelog.header import HeaderFile
+from common.shapelog.layout import INDEX_NAME, DamagedLog
+from common.shapelog.trash import empty_trash, retire
+from shapeworker.catalog import ACTIVE, CREATING, Catalog, ShapeRow
+
+log = structlog.get_logger()
+
+
+class Partition:
+    """An owned partition: its catalog and where its files are."""
+
+    def __init__(self, number: int, directory: Path, catalog: Catalog) -> None:
+        self.number = number
+        self.directory = directory
+        self.catalog = catalog
+
+    @property
+    def trash(self) -> Path:
+        """Where dead shapes wait for their removal."""
+        return self.directory / "trash"
+
+    def shape_directory(self, handle: str) -> Path:
+        """Where a shape's files are."""
+        return self.directory / "shapes" / handle
+
+    def bury(self, handle: str) -> None:
+        """Second half of a shape's end, after its tombstone: tell readers, move the files away, forget it."""
+        directory = self.shape_directory(handle)
+        mark_ended(directory)
+        retire(directory, self.trash)
+        self.catalog.forget(handle)
+
+    def sweep(self) -> int:
+        """Remove the files of dead shapes for good. Needs no catalog, so any thread may do it."""
+        return empty_trash(self.trash)
+
+    def close(self) -> None:
+        """Give the partition back."""
+        self.catalog.close()
+
+
+def open_partition(storage: Path, number: int, generation: int) -> tuple[Partition, list[ShapeRow]]:
+    """Take the partition and return it with its active shapes; raises ``CatalogLocked`` while somebody else has it.
+
+    Shapes that were being created when their worker died, shapes of another generation, and directories without a
+    shape end here (engine.md 3.9, 9.4, INV-16).
+    """
+    directory = storage / "partitions" / f"{number:02d}"
+    shapes = directory / "shapes"
+    for path in (shapes, directory / "trash"):
+        path.mkdir(parents=True, exist_ok=True)
+    partition = Partition(number, directory, Catalog(directory / "catalog.sqlite3"))
+    try:
+        catalog = partition.catalog
+        if catalog.generation != generation:
+            catalog.start_generation(generation, "a new generation of the storage began")
+        active = []
+        for row in catalog.rows():
+            if row.state == CREATING:
+                catalog.end(row.handle, "its worker stopped before it was complete")
+            if row.state == ACTIVE and partition.shape_directory(row.handle).is_dir():
+                active.append(row)
+                continue
+            if row.state == ACTIVE:
+                log.warning("a shape's files are missing; it ends", handle=row.handle)
+                catalog.end(row.handle, "its files are missing")
+            partition.bury(row.handle)
+        known = {row.handle for row in active}
+        for orphan in shapes.iterdir():
+            if orphan.name not in known:
+                mark_ended(orphan)
+                retire(orphan, partition.trash)
+        partition.sweep()
+    except BaseException:
+        partition.close()
+        raise
+    return partition, active
+
+
+def mark_ended(directory: Path) -> None:
+    """Tell everybody who reads the shape in this directory that it is over; one that cannot be read is over, too."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedLog), contextlib.ExitStack() as opened:
+        index = REAL.open(directory / INDEX_NAME, UPDATE)
+        opened.callback(REAL.close, index)
+        header = HeaderFile.load(REAL, index)
+        opened.pop_all()
+        try:
+            header.mark_ended()
+        finally:
+            header.close()

@@ -1,0 +1,127 @@
+"""Answers to gateways: find, create, delete shapes (architecture.md 4.1, 4.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+import structlog
+
+from common.messages import (
+    Delete,
+    Done,
+    Ensure,
+    Find,
+    Missing,
+    NotOwner,
+    Place,
+    Refusal,
+    Reply,
+    Request,
+    Resolve,
+    decode_request,
+    encode,
+)
+from common.shape import ShapeRequest, partition_of, partition_of_handle
+from shapeworker.endings import ShapeEnded
+from shapeworker.holdings import Holdings
+from shapeworker.shape import Shape
+
+log = structlog.get_logger()
+
+
+class CannotCreate(Exception):
+    """A shape cannot be had: what to tell the client (http-api.md 8, 25). Status 409: fetch anew, no handle yet."""
+
+    def __init__(
+        self, status: int, body: dict[str, object], retry_after: int | None = None, known: bool = False
+    ) -> None:
+        super().__init__(orjson.dumps(body).decode())
+        self.status = status
+        self.body = orjson.dumps(body)
+        self.retry_after = retry_after
+        self.known = known
+
+
+class Requests:
+    """One answer to each request, in whatever order they are ready."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        fed: Callable[[int], bool],
+        create: Callable[[ShapeRequest], Awaitable[Shape]],
+        readable: Callable[[Shape], None],
+        end: Callable[[Shape, str], None],
+        reply: Callable[[list[bytes]], object],
+    ) -> None:
+        """``fed`` tells whether the stream feeds a partition, without which no shape can be made; ``create`` returns a
+        shape whose snapshot has started, or raises :class:`CannotCreate`; ``readable`` makes sure that gateways may
+        read the shape's files; ``reply`` sends ``[peer, body]``."""
+        self._holdings = holdings
+        self._fed = fed
+        self._create = create
+        self._readable = readable
+        self._end = end
+        self._reply = reply
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def message(self, parts: list[bytes]) -> None:
+        """A request came in: parts ``[peer, body]``."""
+        peer, body = parts
+        task = asyncio.get_running_loop().create_task(self._handle(peer, decode_request(body)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, peer: bytes, request: Request) -> None:
+        try:
+            answer = await self._answer(request)
+        except CannotCreate as refusal:
+            answer = Refusal(
+                id=request.id,
+                status=refusal.status,
+                body=refusal.body,
+                retry_after=refusal.retry_after,
+                known=refusal.known,
+            )
+        except ShapeEnded as ended:
+            log.info("a shape ended while somebody waited for it", reason=str(ended))
+            answer = Refusal(id=request.id, status=409, body=b"")
+        except Exception:
+            log.exception("a request failed")
+            answer = Refusal(id=request.id, status=500, body=orjson.dumps({"error": "Internal server error"}))
+        self._reply([peer, encode(answer)])
+
+    async def _answer(self, request: Request) -> Reply:
+        holdings = self._holdings
+        if isinstance(request, (Ensure, Find)):
+            if not holdings.total or partition_of(request.request.hash(), holdings.total) not in holdings.partitions:
+                return NotOwner(request.id)
+            shape = holdings.by_request(request.request)
+            if shape is None and isinstance(request, Find):
+                return Missing(request.id)
+            if shape is None and not self._fed(partition_of(request.request.hash(), holdings.total)):
+                return NotOwner(request.id)
+            if shape is None or shape.snapshot is None:
+                shape = await self._create(request.request)
+            return self._place(request.id, shape)
+        number = partition_of_handle(request.handle, holdings.total) if holdings.total else None
+        if holdings.total and number is None:
+            return Missing(request.id)
+        if number not in holdings.partitions:
+            return NotOwner(request.id)
+        shape = holdings.by_handle(request.handle)
+        if shape is None:
+            return Missing(request.id)
+        if isinstance(request, Resolve):
+            return self._place(request.id, shape)
+        assert isinstance(request, Delete)
+        self._end(shape, "it was deleted by request")
+        return Done(request.id)
+
+    def _place(self, number: int, shape: Shape) -> Place:
+        self._readable(shape)
+        return Place(
+            id=number, handle=shape.handle, directory=shape.relative, schema=shape.schema, request=shape.request
+        )

@@ -1,0 +1,173 @@
+"""A live shape in its worker: where it is in its life, and what it does with the transaction that is passing.
+
+The rule that joins snapshot and stream (architecture.md 4.5, engine.md H-A) is here and nowhere else: a transaction
+counts iff its commit LSN is at or above ``filter_until`` or its xid is not visible in the snapshot, and its commit is
+not in the log already. It needs no memory of what was delivered, so replays are no special case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from common.lsn import SNAPSHOT_END, Offset
+from common.shape import ShapeRequest
+from common.shapelog.writer import LogWriter
+from common.table import Table, schema_header
+from common.xid import Snapshot
+
+
+class Life(Enum):
+    """The stages of a shape."""
+
+    CREATING = "creating"  # lost with its worker; its changes hold no acknowledgement back
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+class HeldBack(NamedTuple):
+    """A transaction that came before it was known what the snapshot shows."""
+
+    lsn: int
+    xid: int
+    ops: list[int]
+    lines: list[bytes]
+
+
+class Shape:
+    """One shape. Used on the worker's loop only."""
+
+    def __init__(
+        self,
+        *,
+        handle: str,
+        request: ShapeRequest,
+        table: Table,
+        selected: tuple[str, ...],
+        partition: int,
+        storage: Path,
+    ) -> None:
+        self.handle = handle
+        self.request = request
+        self.table = table
+        self.selected = selected
+        self.partition = partition
+        self.relative = f"partitions/{partition:02d}/shapes/{handle}"
+        self.directory = storage / self.relative
+        self.life = Life.CREATING
+        self.reason = ""
+        self.settling = False
+        self.snapshot: Snapshot | None = None
+        self.filter_until = 0
+        self.log: LogWriter | None = None
+        self.started: asyncio.Future[None] | None = None
+        self.building: asyncio.Task[None] | None = None
+        self._schema: str | None = None
+        # The transaction that is passing.
+        self.serial = 0
+        self.skips = False
+        self._passing: tuple[int, int] | None = None
+        self._ops: list[int] = []
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._held: list[HeldBack] = []
+
+    @property
+    def schema(self) -> str:
+        """The electric-schema header."""
+        if self._schema is None:
+            self._schema = schema_header(self.table, self.selected)
+        return self._schema
+
+    @property
+    def durable(self) -> bool:
+        """Whether its changes count for the durable position."""
+        return self.life is Life.ACTIVE or self.settling
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is passing through it."""
+        return self._passing is not None
+
+    @property
+    def last(self) -> Offset:
+        """The end of its log."""
+        return SNAPSHOT_END if self.log is None else self.log.last
+
+    def enter(self, serial: int, lsn: int, xid: int) -> None:
+        """A transaction touches the shape for the first time: decide whether it counts."""
+        self.serial = serial
+        self._passing = (lsn, xid)
+        self._take()
+        if self.snapshot is None:
+            self.skips = bool(self._held) and lsn <= self._held[-1].lsn
+        else:
+            self.skips = not self.counts(lsn, xid)
+
+    def counts(self, lsn: int, xid: int) -> bool:
+        """The rule. Only once the snapshot is known."""
+        assert self.snapshot is not None
+        if lsn <= self.last.tx:
+            return False
+        return lsn >= self.filter_until or not self.snapshot.shows(xid)
+
+    def gather(self, op: int, lines: tuple[bytes, ...]) -> int:
+        """Take the lines of a change, the first at ``op``. Returns the bytes gathered and not spilt yet."""
+        for line in lines:
+            self._ops.append(op)
+            self._lines.append(line)
+            self._size += len(line)
+            op += 1
+        return self._size
+
+    def spill(self, lsn: int) -> None:
+        """Hand on what a large transaction has gathered so far; it stays invisible until the commit."""
+        if self.snapshot is not None and self.log is not None and self._lines:
+            self.log.append(lsn, *self._take())
+
+    def commit(self, lsn: int, xid: int) -> Offset | None:
+        """The transaction ends. Returns the new end of the log, or ``None`` if nothing was added to it."""
+        ops, lines = self._take()
+        self._passing = None
+        if self.snapshot is None:
+            if lines:
+                self._held.append(HeldBack(lsn, xid, ops, lines))
+            return None
+        assert self.log is not None
+        if lines:
+            self.log.append(lsn, ops, lines)
+        return self.log.commit()
+
+    def abort(self) -> None:
+        """The transaction will not end: it comes again from its beginning, or the shape ends here."""
+        self._take()
+        self.serial = 0
+        self._passing = None
+        if self.log is not None:
+            self.log.abort()
+
+    def snapshot_taken(self, snapshot: Snapshot, filter_until: int) -> Offset | None:
+        """Now it is known what the snapshot shows: log what was held back and counts. Returns the log's new end.
+
+        A transaction that is passing stays in hand if it counts, and is dropped otherwise.
+        """
+        self.snapshot = snapshot
+        self.filter_until = filter_until
+        held, self._held = self._held, []
+        end = None
+        for lsn, xid, ops, lines in held:
+            if self.counts(lsn, xid):
+                assert self.log is not None
+                self.log.append(lsn, ops, lines)
+                end = self.log.commit() or end
+        if self._passing is not None and not self.skips and not self.counts(*self._passing):
+            self.skips = True
+            self._take()
+        return end
+
+    def _take(self) -> tuple[list[int], list[bytes]]:
+        taken = self._ops, self._lines
+        self._ops, self._lines, self._size = [], [], 0
+        return taken

@@ -1,0 +1,192 @@
+"""The connection a snapshot is read over: libpq without blocking, in a thread that can be stopped at any moment.
+
+The thread waits in ``poll`` and nowhere else, so it holds the GIL only while there are rows to hand on.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator, Sequence
+from threading import Event
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg import pq
+from psycopg.errors import error_from_result
+
+BATCH_BYTES: Final = 128 * 1024
+"""Rows are handed on when they have this many bytes, or when the server pauses."""
+
+_TICK = 0.1
+"""Seconds after which a waiting thread looks whether it is to stop."""
+
+_VISIBLE_SECONDS = 0.25
+"""How long rows may lie here, if the server is slow, before they are handed on nevertheless."""
+
+_CONNECT_SECONDS = 10.0
+_CANCEL_SECONDS = 5.0
+
+_COPY_HEADER_BYTES = 19
+_ROW_HEAD_BYTES = 6
+"""Before the bytes of the only column: 16 bits number of columns, 32 bits length."""
+
+Row = list[bytes | None]
+
+
+class Stopped(Exception):
+    """Whoever wanted the snapshot does not want it any more."""
+
+
+class DeadlinePassed(Exception):
+    """The server did not answer in time."""
+
+
+class Batch(NamedTuple):
+    """Rows of a COPY; ``pause`` says that the server has no more to give at the moment."""
+
+    rows: list[bytes]
+    pause: bool
+
+
+class SnapshotConnection:
+    """One connection, for one thread. All methods raise Stopped soon after ``stop`` is set, DeadlinePassed when the
+    monotonic time ``deadline`` has passed, and ``psycopg.Error``. After any of these, only :meth:`close` is left."""
+
+    def __init__(self, conninfo: str, stop: Event) -> None:
+        """Connect. Host names should be resolved already: libpq resolves them with the GIL held."""
+        self._stop = stop
+        self._connection = pq.PGconn.connect_start(conninfo.encode())
+        try:
+            deadline = time.monotonic() + _CONNECT_SECONDS
+            # libpq: after connect_start, behave as if connect_poll had asked for writing.
+            status: int = pq.PollingStatus.WRITING
+            while status != pq.PollingStatus.OK:
+                self._wait(self._connection.socket, status, deadline)
+                status = self._connection.connect_poll()
+                if status == pq.PollingStatus.FAILED:
+                    raise psycopg.OperationalError(self._connection.get_error_message())
+            self._connection.nonblocking = 1
+        except DeadlinePassed:
+            self._connection.finish()
+            raise psycopg.OperationalError("connection timeout expired") from None
+        except BaseException:
+            self._connection.finish()
+            raise
+
+    @property
+    def server_version(self) -> int:
+        """Numeric, as 180001."""
+        return self._connection.server_version
+
+    def query(self, statement: bytes, deadline: float, parameters: Sequence[bytes] | None = None) -> list[Row]:
+        """Run and return the rows of the last result, values in text format.
+
+        Without ``parameters`` the statement may be several, separated by semicolons.
+        """
+        if parameters is None:
+            self._connection.send_query(statement)
+        else:
+            self._connection.send_query_params(statement, parameters)
+        self._flush(deadline)
+        rows: list[Row] = []
+        while (result := self._next_result(deadline)) is not None:
+            columns = range(result.nfields)
+            rows = [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
+        return rows
+
+    def copy(self, statement: bytes, first_deadline: float) -> Iterator[Batch]:
+        """Run a binary COPY TO STDOUT of one column and yield its rows in batches; the first as soon as possible.
+
+        ``first_deadline`` holds until there is a first row or the end. Raises ``psycopg.DataError`` on a NULL row.
+        """
+        connection = self._connection
+        connection.send_query(statement)
+        self._flush(first_deadline)
+        result = self._next_result(first_deadline)
+        if result is None or result.status != pq.ExecStatus.COPY_OUT:
+            raise psycopg.ProgrammingError("the statement is no COPY TO STDOUT")
+        deadline: float | None = first_deadline
+        head = _COPY_HEADER_BYTES
+        rows: list[bytes] = []
+        size = 0
+        handed_on = 0.0
+        while True:
+            count, data = connection.get_copy_data(1)
+            if count > 0:
+                if head:
+                    # The header of the whole stream comes in one message with what follows it.
+                    data, count, head = data[head:], count - head, 0
+                if count > _ROW_HEAD_BYTES:
+                    rows.append(bytes(data[_ROW_HEAD_BYTES:]))
+                    size += count
+                    if size >= BATCH_BYTES:
+                        yield Batch(rows, pause=False)
+                        rows, size, deadline, handed_on = [], 0, None, time.monotonic()
+                elif count == _ROW_HEAD_BYTES:
+                    raise psycopg.DataError("the snapshot query gave a row without text")
+            elif count == 0:
+                if rows and time.monotonic() - handed_on > _VISIBLE_SECONDS:
+                    yield Batch(rows, pause=True)
+                    rows, size, deadline, handed_on = [], 0, None, time.monotonic()
+                idle = _VISIBLE_SECONDS if rows else None
+                self._wait(connection.socket, pq.PollingStatus.READING, deadline, idle)
+                connection.consume_input()
+            else:
+                break
+        while self._next_result(deadline) is not None:
+            pass
+        if rows:
+            yield Batch(rows, pause=True)
+
+    def close(self) -> None:
+        """Close. A running statement is cancelled: the server might not notice for long that nobody listens."""
+        try:
+            if self._connection.transaction_status == pq.TransactionStatus.ACTIVE:
+                self._cancel()
+        except (psycopg.Error, DeadlinePassed):
+            pass  # closing is all that is left to do
+        finally:
+            self._connection.finish()
+
+    def _cancel(self) -> None:
+        try:
+            cancel = self._connection.cancel_conn()
+        except psycopg.NotSupportedError:  # libpq before 17
+            self._connection.get_cancel().cancel()
+            return
+        self._stop = Event()  # cancelling is what remains to be done once it was set
+        deadline = time.monotonic() + _CANCEL_SECONDS
+        cancel.start()
+        while (status := cancel.poll()) in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):
+            self._wait(cancel.socket, status, deadline)
+
+    def _flush(self, deadline: float | None) -> None:
+        while self._connection.flush():
+            self._wait(self._connection.socket, pq.PollingStatus.WRITING, deadline)
+
+    def _next_result(self, deadline: float | None) -> pq.abc.PGresult | None:
+        while self._connection.is_busy():
+            self._wait(self._connection.socket, pq.PollingStatus.READING, deadline)
+            self._connection.consume_input()
+        result = self._connection.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result)
+        return result
+
+    def _wait(self, socket: int, status: int, deadline: float | None, idle: float | None = None) -> None:
+        """Until the socket is ready, or for ``idle`` seconds at most."""
+        poll = select.poll()
+        poll.register(socket, select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT)
+        until = None if idle is None else time.monotonic() + idle
+        while True:
+            if self._stop.is_set():
+                raise Stopped
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise DeadlinePassed
+            ends = [end - now for end in (deadline, until) if end is not None]
+            if poll.poll(1000 * max(0.001, min([_TICK, *ends]))):
+                return
+            if until is not None and time.monotonic() >= until:
+                return

@@ -1,0 +1,142 @@
+"""Group sync: what has been applied becomes durable, many logs at a time, off the loop (engine.md 26.1, INV-10).
+
+Nothing on the hot path waits for the disk. A batch takes the logs that are dirty at a commit boundary; when the last of
+them is down, everything up to that commit is durable. A shape that is ending holds the durable position back until its
+tombstone is (INV-32).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+INTERVAL = 0.1
+"""Seconds between two batches: the longest a commit waits before its sync starts, and the reach of a rewind."""
+
+MANY = 64
+"""From so many dirty logs on, one syncfs of the whole file system is cheaper than an fdatasync of each."""
+
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs if hasattr(ctypes.CDLL(None), "syncfs") else None
+
+
+class Log(Protocol):
+    """What a batch needs of a log."""
+
+    def sync(self) -> None:
+        """Make durable what has been appended; raises ``OSError``. Called from a thread while the loop appends."""
+
+
+class Syncer:
+    """Tracks applied and durable positions of one worker."""
+
+    def __init__(
+        self,
+        storage: Path,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[Log, OSError], None],
+        interval: float = INTERVAL,
+    ) -> None:
+        """``on_failure(log, error)`` must end the log's shape and register that ending with :meth:`wait_for`."""
+        self.applied = 0
+        self.durable = 0
+        self._storage = storage
+        self._on_durable = on_durable
+        self._on_failure = on_failure
+        self._interval = interval
+        self._dirty: set[Log] = set()
+        self._obstacles: set[asyncio.Future[None]] = set()
+        self._run = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sync")
+
+    def restart(self, position: int) -> None:
+        """A new epoch starts at ``position``: what is applied counts from there again."""
+        self._run += 1
+        self.applied = self.durable = position - 1
+
+    def commit(self, lsn: int) -> None:
+        """Everything up to this commit has been written."""
+        self.applied = lsn
+        self._wake.set()
+
+    def dirty(self, log: Log) -> None:
+        """The log has bytes that count and are not known to be durable."""
+        self._dirty.add(log)
+        self._wake.set()
+
+    def wait_for(self, obstacle: asyncio.Future[None]) -> None:
+        """The durable position must not move before this is done."""
+        self._obstacles.add(obstacle)
+        obstacle.add_done_callback(self._obstacles.discard)
+        self._wake.set()
+
+    async def quiet(self, log: Log) -> None:
+        """Wait until no batch touches the log any more; it is not synced again. For closing it."""
+        self._dirty.discard(log)
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Sync for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.flush()
+            await asyncio.sleep(self._interval)
+
+    async def flush(self) -> None:
+        """One batch, unless there is nothing to do."""
+        if self._dirty or self._obstacles or self.durable < self.applied:
+            run, cut = self._run, self.applied
+            batch, self._dirty = self._dirty, set()
+            obstacles = list(self._obstacles)
+            if batch:
+                self._idle.clear()
+                try:
+                    loop = asyncio.get_running_loop()
+                    failures = await loop.run_in_executor(self._thread, self._sync, batch)
+                finally:
+                    self._idle.set()
+                for log, error in failures:
+                    self._on_failure(log, error)
+                obstacles = list(self._obstacles) if failures else obstacles
+            if obstacles:
+                await asyncio.wait(obstacles)
+            if run == self._run and cut > self.durable:
+                self.durable = cut
+                self._on_durable(cut)
+
+    def close(self) -> None:
+        """Release the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _sync(self, batch: set[Log]) -> list[tuple[Log, OSError]]:
+        if len(batch) >= MANY and _syncfs is not None:
+            # What it has written the syncs below find clean; what it could not, they report.
+            with contextlib.closing(_Directory(self._storage)) as directory:
+                _syncfs(directory.fd)
+        failures = []
+        for log in batch:
+            try:
+                log.sync()
+            except OSError as error:
+                failures.append((log, error))
+            except ValueError:
+                # Closed meanwhile: its shape has ended, or its partition has another owner, who syncs it anew.
+                continue
+        return failures
+
+
+class _Directory:
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def close(self) -> None:
+        os.close(self.fd)

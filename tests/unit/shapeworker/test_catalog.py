@@ -1,0 +1,98 @@
+"""The catalog of a partition: life of a shape, ownership, handles (INV-15, INV-16, INV-27)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.shape import ShapeRequest
+from common.table import Column, Table
+from common.xid import Snapshot
+from shapeworker.catalog import ACTIVE, CREATING, ENDED, Catalog, CatalogLocked
+
+REQUEST = ShapeRequest(schema="public", table="t", columns=("id",), where="id > $1", params=("1",))
+TABLE = Table(5, "public", "t", "r", "p", (Column("id", 1, 23, "int4", -1, 23, True, 0, "", 0),))
+SNAPSHOT = Snapshot(1 << 40, (1 << 40) + 5, frozenset({(1 << 40) + 1}))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "catalog.sqlite3"
+
+
+def test_a_shape_survives_reopening_with_all_it_is(path: Path) -> None:
+    catalog = Catalog(path)
+    handle = catalog.create(REQUEST, TABLE, ("id",))
+    assert catalog.activate(handle, SNAPSHOT, 2**64 - 1)
+    catalog.close()
+    (row,) = Catalog(path).rows()
+    assert (row.handle, row.state, row.request, row.table, row.selected) == (handle, ACTIVE, REQUEST, TABLE, ("id",))
+    assert (row.snapshot, row.filter_until) == (SNAPSHOT, 2**64 - 1)
+
+
+def test_an_ended_shape_never_becomes_active_and_is_forgotten_only_then(path: Path) -> None:
+    catalog = Catalog(path)
+    handle = catalog.create(REQUEST, TABLE, ("id",))
+    catalog.forget(handle)
+    assert [row.state for row in catalog.rows()] == [CREATING]
+    catalog.end(handle, "because")
+    assert not catalog.activate(handle, SNAPSHOT, 1)
+    assert [(row.state, row.reason) for row in catalog.rows()] == [(ENDED, "because")]
+    catalog.forget(handle)
+    assert catalog.rows() == []
+
+
+def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(path)
+    monkeypatch.setattr("time.time_ns", lambda: 2_000_000_000)
+    handles = [catalog.create(REQUEST, TABLE, ("id",)) for _ in range(3)]
+    for handle in handles:
+        catalog.end(handle, "")
+        catalog.forget(handle)
+    catalog.close()
+    monkeypatch.setattr("time.time_ns", lambda: 1_000_000_000)
+    handles.append(Catalog(path).create(REQUEST, TABLE, ("id",)))
+    assert len(set(handles)) == 4
+
+
+def test_a_new_generation_ends_every_shape(path: Path) -> None:
+    catalog = Catalog(path)
+    assert catalog.generation == 0
+    active, creating = catalog.create(REQUEST, TABLE, ("id",)), catalog.create(REQUEST, TABLE, ("id",))
+    catalog.activate(active, SNAPSHOT, 1)
+    catalog.start_generation(7, "the slot was lost")
+    assert catalog.generation == 7
+    assert {(row.handle, row.state, row.reason) for row in catalog.rows()} == {
+        (active, ENDED, "the slot was lost"),
+        (creating, ENDED, "the slot was lost"),
+    }
+
+
+def test_one_process_owns_it_and_its_death_frees_it(path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from shapeworker.catalog import Catalog;"
+        "c = Catalog(Path(sys.argv[1])); print('open', flush=True); time.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, env=environment) as owner:
+        assert owner.stdout is not None
+        try:
+            assert owner.stdout.readline() == b"open\n"
+            with pytest.raises(CatalogLocked):
+                Catalog(path)
+        finally:
+            owner.kill()
+            owner.wait()
+    Catalog(path).close()
+
+
+def test_another_format_is_refused(path: Path) -> None:
+    catalog = Catalog(path)
+    catalog._set_meta("format", "99")
+    catalog.close()
+    with pytest.raises(RuntimeError, match="format 99"):
+        Catalog(path)

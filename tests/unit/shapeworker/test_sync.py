@@ -1,0 +1,143 @@
+"""Group sync: the durable position is never ahead of the disk (INV-10, INV-32)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from shapeworker.sync import MANY, Log, Syncer
+
+
+class FakeLog:
+    """A log whose sync can be held up or fail."""
+
+    def __init__(self, *, error: OSError | None = None) -> None:
+        self.go = Event()
+        self.go.set()
+        self.syncs = 0
+        self.error = error
+
+    def sync(self) -> None:
+        self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        self.syncs += 1
+
+
+class Watch:
+    """What the syncer reported."""
+
+    def __init__(self, path: Path) -> None:
+        self.durable: list[int] = []
+        self.failures: list[Log] = []
+        self.on_failure: Callable[[], None] = lambda: None
+        self.syncer = Syncer(path, self.durable.append, self._failed, interval=0)
+        self.syncer.restart(100)
+
+    def _failed(self, log: Log, error: OSError) -> None:
+        self.failures.append(log)
+        self.on_failure()
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Watch:
+    return Watch(tmp_path)
+
+
+async def test_a_commit_without_dirty_logs_is_durable_at_once(watch: Watch) -> None:
+    watch.syncer.commit(150)
+    await watch.syncer.flush()
+    assert watch.durable == [150]
+    await watch.syncer.flush()
+    assert watch.durable == [150], "nothing new, nothing said"
+
+
+async def test_the_position_is_the_commit_at_which_the_batch_began(watch: Watch) -> None:
+    log = FakeLog()
+    log.go.clear()
+    watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    watch.syncer.dirty(log)
+    watch.syncer.commit(160)
+    assert watch.durable == []
+    log.go.set()
+    await flushing
+    assert watch.durable == [150]
+    await watch.syncer.flush()
+    assert watch.durable == [150, 160]
+    assert log.syncs == 2
+
+
+async def test_an_epoch_that_starts_during_a_batch_is_not_credited_with_it(watch: Watch) -> None:
+    log = FakeLog()
+    log.go.clear()
+    watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    watch.syncer.restart(120)
+    log.go.set()
+    await flushing
+    assert watch.durable == []
+    assert watch.syncer.durable == 119
+
+
+async def test_an_ending_shape_holds_the_position_back_until_its_tombstone(watch: Watch) -> None:
+    tombstone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watch.syncer.wait_for(tombstone)
+    watch.syncer.commit(150)
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    assert watch.durable == []
+    tombstone.set_result(None)
+    await flushing
+    assert watch.durable == [150]
+
+
+async def test_a_log_that_cannot_be_synced_holds_it_back_until_its_shape_has_ended(watch: Watch) -> None:
+    tombstone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watch.on_failure = lambda: watch.syncer.wait_for(tombstone)
+    broken, healthy = FakeLog(error=OSError(errno.EIO, "broken")), FakeLog()
+    for log in (broken, healthy):
+        watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    assert watch.failures == [broken]
+    assert watch.durable == []
+    tombstone.set_result(None)
+    await flushing
+    assert watch.durable == [150]
+    assert healthy.syncs == 1
+
+
+async def test_many_logs_are_synced_together(watch: Watch) -> None:
+    logs = [FakeLog() for _ in range(MANY)]
+    for log in logs:
+        watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    await watch.syncer.flush()
+    assert watch.durable == [150]
+    assert {log.syncs for log in logs} == {1}
+
+
+async def test_a_log_can_be_closed_once_no_batch_touches_it(watch: Watch) -> None:
+    log = FakeLog()
+    log.go.clear()
+    watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    quiet = asyncio.create_task(watch.syncer.quiet(log))
+    await asyncio.sleep(0.05)
+    assert not quiet.done()
+    log.go.set()
+    await asyncio.wait_for(quiet, 10)
+    await flushing
