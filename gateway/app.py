@@ -1,0 +1,177 @@
+"""The HTTP application: routes, the secret, CORS, and what every request has in common (http-api.md 1 to 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Final, Literal
+
+import structlog
+from aiohttp import web
+
+from gateway import response
+from gateway.deletion import Deletion
+from gateway.delivery import Delivery
+from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
+from gateway.query_string import Value, parse_query, parse_target
+from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_log_query
+from gateway.response import Answer
+from gateway.service import Service
+from gateway.shapes import Shapes
+
+log = structlog.get_logger(__name__)
+
+Route = Literal["root", "shape", "health"]
+
+CACHED_TEXTS: Final = 512
+"""Parsed targets kept; none is longer than a request line."""
+
+_ROUTES: Final[Mapping[tuple[str, ...], Route]] = {(): "root", ("v1", "shape"): "shape", ("v1", "health"): "health"}
+_SHAPE_METHODS: Final = frozenset(SHAPE_METHODS.split(", "))
+_ALLOWED_HEADERS: Final = frozenset({"if-none-match", "traceparent"})
+
+_HEALTH_FIELDS: Final = {**response.JSON, "cache-control": "no-cache, no-store, must-revalidate"}
+
+NO_POST: Final = "POST is not supported by this version: use GET"
+NO_DELETE: Final = "DELETE not allowed"
+
+
+# Clients that follow a shape together send the same text at the same time.
+_parse_target = lru_cache(maxsize=CACHED_TEXTS)(parse_target)
+_parse_query: Callable[[str], Mapping[str, Value]] = lru_cache(maxsize=CACHED_TEXTS)(parse_query)
+
+
+@lru_cache(maxsize=CACHED_TEXTS)
+def _parse_log_query(text: str) -> LogQuery:
+    return parse_log_query(_parse_query(text))
+
+
+def is_authorized(query: Mapping[str, Value], secret: str | None) -> bool:
+    """Whether the query string carries the secret; ``api_secret`` counts only without ``secret`` (http-api.md 3)."""
+    if secret is None:
+        return True
+    given = query["secret"] if "secret" in query else query.get("api_secret")
+    return isinstance(given, str) and hmac.compare_digest(given.encode(), secret.encode())
+
+
+def preflight(requested_headers: str | None) -> Answer:
+    """The answer to OPTIONS: of the headers asked for, those that a client may send (http-api.md 4.2)."""
+    fields = {"access-control-max-age": "86400"}
+    names = [name.strip() for name in (requested_headers or "").split(",")]
+    allowed = [name for name in names if name.lower() in _ALLOWED_HEADERS]
+    if allowed:
+        fields["access-control-allow-headers"] = ", ".join(allowed)
+    return Answer(204, fields)
+
+
+class App:
+    """Handles each request of each connection. :meth:`drain` begins the end: every answer closes its connection."""
+
+    def __init__(
+        self,
+        *,
+        service: Service,
+        shapes: Shapes,
+        delivery: Delivery,
+        deletion: Deletion,
+        secret: str | None,
+        allow_delete: bool,
+        send_timeout: float,
+        requests_per_connection: int,
+    ) -> None:
+        """``send_timeout`` in seconds."""
+        self._service = service
+        self._shapes = shapes
+        self._delivery = delivery
+        self._deletion = deletion
+        self._secret = secret
+        self._allow_delete = allow_delete
+        self._send_timeout = send_timeout
+        self._requests_per_connection = requests_per_connection
+        self._draining = False
+
+    def drain(self) -> None:
+        """Close each connection with the answer it waits for."""
+        self._draining = True
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Never raises for what a client can do."""
+        exchange = Exchange(request, stays_open=self._stays_open(request), send_timeout=self._send_timeout)
+        try:
+            if not await self._dispatch(request, exchange):
+                return Bare(400)
+        except (ConnectionError, TimeoutError):
+            exchange.abort()
+        except Exception as error:
+            log.error("request failed", method=request.method, path=request.path, exc_info=error)
+            await self._fail(exchange)
+        return exchange.sent()
+
+    async def _dispatch(self, request: web.BaseRequest, exchange: Exchange) -> bool:
+        """Route and answer; ``False`` if the query string is not UTF-8 (http-api.md 1.6)."""
+        target = _parse_target(request.raw_path)
+        route = _ROUTES.get(target.segments)
+        method = request.method
+        if route == "shape" and method in _SHAPE_METHODS:
+            exchange.cors_methods = SHAPE_METHODS
+            if method == "OPTIONS":
+                await exchange.answer(preflight(exchange.header("access-control-request-headers")))
+                return True
+            try:
+                query = _parse_query(target.query)
+            except UnicodeDecodeError:
+                return False
+            await self._shape(method, target.query, query, exchange)
+        elif route == "health" and method in ("GET", "HEAD"):
+            status, body = self._service.health(asyncio.get_running_loop().time())
+            await exchange.answer(Answer(status, _HEALTH_FIELDS, body))
+        elif route == "root" and method in ("GET", "HEAD"):
+            await exchange.answer(Answer(200, {}, streamed=exchange.head_only))
+        else:
+            await exchange.answer(response.NOT_FOUND)
+        return True
+
+    async def _shape(self, method: str, text: str, query: Mapping[str, Value], exchange: Exchange) -> None:
+        if not is_authorized(query, self._secret):
+            exchange.cors_methods = None
+            await exchange.answer(response.UNAUTHORIZED)
+        elif method == "DELETE":
+            await exchange.answer(await self._delete(query))
+        elif method == "POST":
+            await exchange.answer(response.failure(405, NO_POST, "write"))
+        else:
+            try:
+                log_query = _parse_log_query(text)
+            except InvalidRequest as invalid:
+                await exchange.answer(response.invalid(invalid.errors))
+            else:
+                await self._delivery.run(exchange, log_query)
+
+    async def _delete(self, query: Mapping[str, Value]) -> Answer:
+        unavailable = await self._shapes.await_active()
+        if unavailable is not None:
+            return response.failure(503, unavailable.message, "write", unavailable.retry_after)
+        if not self._allow_delete:
+            return response.failure(405, NO_DELETE, "write")
+        try:
+            delete_query = parse_delete_query(query)
+        except InvalidRequest as invalid:
+            return response.invalid(invalid.errors, "write")
+        return await self._deletion.answer(delete_query)
+
+    async def _fail(self, exchange: Exchange) -> None:
+        if exchange.started:
+            exchange.abort()
+            return
+        try:
+            await exchange.answer(response.INTERNAL_ERROR)
+        except (ConnectionError, TimeoutError):
+            exchange.abort()
+
+    def _stays_open(self, request: web.BaseRequest) -> Callable[[], bool]:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.served += 1
+        return lambda: not self._draining and connection.served < self._requests_per_connection

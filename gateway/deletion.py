@@ -1,0 +1,71 @@
+"""DELETE ``/v1/shape``: ends a shape, for integration tests (http-api.md 26)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common.messages import Delete, Done, Refusal, Reply
+from common.shape import partition_of_handle
+from gateway import response
+from gateway.request import DeleteQuery
+from gateway.response import Answer
+from gateway.shapes import Shape, Shapes, Unavailable
+
+MISMATCH = (
+    "The specified shape definition and handle do not match. Please ensure the shape definition is correct or omit the"
+    " shape handle from the request to obtain a new one."
+)
+
+DELETED = Answer(202, {**response.NO_CACHE, **response.JSON, "electric-has-data": "true"})
+
+
+class Deletion:
+    """Answers DELETE requests. ``ended`` is told each handle that was deleted, so that waiters need no hint."""
+
+    def __init__(self, shapes: Shapes, ended: Callable[[str], None]) -> None:
+        self._shapes = shapes
+        self._ended = ended
+
+    async def answer(self, query: DeleteQuery) -> Answer:
+        """The answer to a valid DELETE, after it was carried out."""
+        shape: Shape | None = None
+        handle = query.handle
+        if query.shape is not None:
+            found = await self._shapes.find(query.shape)
+            if isinstance(found, Unavailable):
+                return _unavailable(found)
+            if isinstance(found, Refusal):
+                return response.refused(found, "write")
+            shape = found
+            if shape is None:
+                return _missing()
+            if handle is not None and handle != shape.handle:
+                return response.failure(400, MISMATCH, "write")
+            handle = shape.handle
+        assert handle is not None
+        reply = await self._delete(handle)
+        if isinstance(reply, Unavailable):
+            return _unavailable(reply)
+        if isinstance(reply, Refusal):
+            return response.refused(reply, "write")
+        if shape is not None:
+            self._shapes.forget(shape)
+        if not isinstance(reply, Done):
+            return _missing()
+        self._ended(handle)
+        return DELETED
+
+    async def _delete(self, handle: str) -> Reply | Unavailable | None:
+        if partition_of_handle(handle, 1) is None:
+            return None
+        return await self._shapes.ask_partition(
+            lambda total: partition_of_handle(handle, total) or 0, lambda id: Delete(id, handle)
+        )
+
+
+def _missing() -> Answer:
+    return response.failure(404, "No existing shape found", "write")
+
+
+def _unavailable(why: Unavailable) -> Answer:
+    return response.failure(503, why.message, "write", why.retry_after)

@@ -1,0 +1,247 @@
+"""One HTTP exchange: puts answers on the wire, whole or in slices, and ends it cleanly or not at all.
+
+The bytes of head and body are made here and written through aiohttp's connection, so that an answer shared by many
+clients is serialised once (performance.md 6). A streamed body waits for the client before the next slice is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+
+from gateway.response import Answer
+
+log = structlog.get_logger(__name__)
+
+SERVER: Final = "ElectricSQL/1.7.12"
+"""What clients are told they talk to: the version whose protocol this is."""
+
+EXPOSED: Final = (
+    "electric-cursor,electric-handle,electric-has-data,electric-offset,electric-schema,electric-up-to-date,"
+    "electric-internal-known-error,retry-after"
+)
+SHAPE_METHODS: Final = "GET, POST, HEAD, DELETE, OPTIONS"
+OTHER_METHODS: Final = "GET, HEAD"
+
+_NEVER_WAITS: Final = 32 * 1024
+"""Bytes of a first write that aiohttp takes without waiting for the client, so that it needs no timer."""
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_SAFE = re.compile(r"[^\x00-\x1f\x7f]+")
+
+
+class Connection(web.RequestHandler):
+    """A client's connection, which is closed after so many requests (http-api.md 1.1)."""
+
+    __slots__ = ("served",)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.served = 0
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP gets a bare status: the texts of aiohttp would repeat parts of the request."""
+        if isinstance(exc, LineTooLong):
+            line = bytes(exc.args[0])
+            status = 414 if line.startswith((b"/", b"http:", b"https:")) else 431
+        elif isinstance(exc, BadHttpMessage) and "headers" in str(exc):
+            status = 431
+        elif status >= 500:
+            log.error("request failed", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        return Bare(status)
+
+
+class Sent(web.StreamResponse):
+    """Tells aiohttp that the answer has been written, and whether the connection stays open."""
+
+    def __init__(self, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Nothing is left to write."""
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+
+class Bare(Sent):
+    """A status and ``connection: close``, no other header, no body (http-api.md 1.2, 1.6)."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(keep_alive=False)
+        self._code = status
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write it."""
+        await request.writer.write(_status_line(self._code) + b"connection: close\r\n\r\n")
+        return None
+
+
+class Exchange:
+    """A request that waits for its answer. Send one answer, or start, write slices and finish, or abort."""
+
+    __slots__ = (
+        "_chunked",
+        "_keep_alive",
+        "_request",
+        "_send_timeout",
+        "_slices",
+        "_stays_open",
+        "cors_methods",
+        "head_only",
+        "started",
+    )
+
+    def __init__(self, request: web.BaseRequest, *, stays_open: Callable[[], bool], send_timeout: float) -> None:
+        """``stays_open`` is asked when the answer is sent: may the connection take another request? ``send_timeout`` is
+        the longest a client may take for a slice, in seconds."""
+        self._request = request
+        self._stays_open = stays_open
+        self._keep_alive = request.keep_alive
+        self._send_timeout = send_timeout
+        self._chunked = False
+        self._slices = False
+        self.cors_methods: str | None = OTHER_METHODS
+        self.head_only = request.method == "HEAD"
+        self.started = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether the length must be known before the body starts: HTTP/1.0 has no chunks to tell an end from a cut."""
+        return self._request.version < HttpVersion11
+
+    def header(self, name: str) -> str | None:
+        """A request header; several lines of it as one list."""
+        values = self._request.headers.getall(name, None)
+        return None if values is None else ", ".join(values)
+
+    async def answer(self, answer: Answer, extra: str = "") -> None:
+        """Send it; ``extra`` are header lines of this exchange alone.
+
+        Raises ``ConnectionError`` if the client is gone, ``TimeoutError`` as :meth:`write`.
+        """
+        body = b"" if self.head_only else answer.body
+        streamed = answer.streamed and not self.measured
+        if answer.status in (204, 304) or (self.head_only and answer.streamed):
+            framing = ""
+        elif streamed:
+            framing = "transfer-encoding: chunked\r\n"
+            body = _chunk(body) + b"0\r\n\r\n"
+        else:
+            framing = f"content-length: {len(answer.body)}\r\n"
+        self.started = True
+        await self._write(self._head(answer, framing + extra) + body)
+
+    async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
+        """Send the head of a streamed answer whose body follows in slices; ``length`` in bytes where it is known."""
+        self._slices = True
+        self._chunked = not self.measured and not self.head_only
+        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
+        if self.measured and not self.head_only:
+            if length is None:
+                raise ValueError("an HTTP/1.0 client needs the length of the body first")
+            framing = f"content-length: {length}\r\n"
+        self.started = True
+        await self._write(self._head(answer, framing + extra))
+
+    async def write(self, data: bytes) -> None:
+        """Send a slice and wait until the client has taken most of it; the caller holds no more than one slice.
+
+        Raises ``ConnectionError`` if the client is gone, ``TimeoutError`` if it takes nothing for too long.
+        """
+        if data and not self.head_only:
+            await self._write(_chunk(data) if self._chunked else data)
+
+    async def finish(self) -> None:
+        """Tell the client that the body is whole."""
+        if self._chunked:
+            await self._write(b"0\r\n\r\n")
+
+    def abort(self) -> None:
+        """Cut the connection so that the client cannot take what it has for the whole (engine.md INV-22)."""
+        self._keep_alive = False
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    def sent(self) -> Sent:
+        """The response object that aiohttp wants back."""
+        return Sent(self._keep_alive)
+
+    async def _write(self, data: bytes) -> None:
+        if len(data) < _NEVER_WAITS and not self._slices:
+            await self._request.writer.write(data)
+            return
+        async with asyncio.timeout(self._send_timeout):
+            await self._request.writer.write(data)
+
+    def _head(self, answer: Answer, lines: str) -> bytes:
+        fields = answer.fields
+        common = (
+            f"date: {_date(int(time.time()))}\r\nx-request-id: {self._request_id()}\r\nelectric-server: {SERVER}\r\n"
+        )
+        if answer.status != 204:
+            common += "vary: accept-encoding\r\n"
+            if "cache-control" not in fields:
+                common += "cache-control: max-age=0, private, must-revalidate\r\n"
+        if self.cors_methods is not None:
+            common += (
+                f"access-control-allow-origin: {self._origin()}\r\naccess-control-expose-headers: {EXPOSED}\r\n"
+                f"access-control-allow-methods: {self.cors_methods}\r\n"
+            )
+        self._keep_alive = self._keep_alive and self._stays_open()
+        if not self._keep_alive:
+            common += "connection: close\r\n"
+        elif self.measured or answer.status == 204:
+            common += "connection: keep-alive\r\n"
+        head = f"{common}{answer.block}{lines}\r\n"
+        return _status_line(answer.status) + head.encode("utf-8", "surrogateescape")
+
+    def _request_id(self) -> str:
+        given = self._request.headers.get("x-request-id", "")
+        if 20 <= len(given.encode("utf-8", "surrogateescape")) <= 200 and _SAFE.fullmatch(given):
+            return given
+        return secrets.token_urlsafe(15)
+
+    def _origin(self) -> str:
+        origins = self._request.headers.getall("origin", [])
+        return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else "*"
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode()
+
+
+_last_date = (0, "")
+
+
+def _date(second: int) -> str:
+    """The ``date`` header, made once a second."""
+    global _last_date
+    if _last_date[0] != second:
+        _last_date = (second, formatdate(second, usegmt=True))
+    return _last_date[1]

@@ -1,0 +1,143 @@
+"""The parts of a gateway put together: status and events in, HTTP out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+import structlog
+import zmq
+from aiohttp import web
+
+from common.config import Settings
+from common.messages import STATUS_TOPIC, decode_status
+from common.sockets import Channel, connected
+from gateway.app import App
+from gateway.deletion import Deletion
+from gateway.delivery import Delivery, LiveAnswers, Policy
+from gateway.exchange import Connection
+from gateway.hints import Hints
+from gateway.live import Live
+from gateway.progress import Progress
+from gateway.response import Answer, CachePolicy
+from gateway.service import Service
+from gateway.shapes import Shape, Shapes
+from gateway.wheel import TICK
+from gateway.workers import Workers
+
+log = structlog.get_logger(__name__)
+
+LINE_BYTES: Final = 10_000
+"""The longest request line, and the longest header line (http-api.md 1.2)."""
+
+SHUTDOWN_TIMEOUT: Final = 3.0
+"""Seconds that answers under way get to reach their clients when the process ends."""
+
+BACKLOG: Final = 4_096
+"""Connections that may wait to be accepted: all live clients come back at once after a change."""
+
+
+class Gateway:
+    """One HTTP process. Make it, :meth:`start` and :meth:`stop` it on one running loop."""
+
+    def __init__(self, settings: Settings, context: zmq.Context[Any]) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._context = context
+        self._service = Service()
+        self._progress = Progress()
+        self._workers = Workers(context, self)
+        self._hints = Hints(self._service, self._workers)
+        policy = Policy(CachePolicy(settings.cache_max_age, settings.cache_stale_age), settings.long_poll_timeout_ms)
+        answers = LiveAnswers(self._progress, policy)
+        self._live: Live[Shape, Answer] = Live(self._hints, answers, loop.time)
+        self._shapes = Shapes(settings.storage_dir, self._service, self._workers)
+        self._app = App(
+            service=self._service,
+            shapes=self._shapes,
+            delivery=Delivery(self._shapes, self._live, answers, policy),
+            deletion=Deletion(self._shapes, self._live.ended),
+            secret=settings.secret,
+            allow_delete=settings.integration_testing,
+            send_timeout=settings.tcp_send_timeout,
+            requests_per_connection=settings.conn_max_requests,
+        )
+        self._status: Channel | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._server = _Server(self._app, settings.tcp_read_timeout)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN_TIMEOUT)
+
+    async def start(self) -> None:
+        """Listen to the ingester and to clients. Raises ``OSError`` when the port is taken."""
+        self._status = Channel(
+            connected(self._context, zmq.SUB, self._settings.status_endpoint, {zmq.SUBSCRIBE: STATUS_TOPIC}),
+            self._on_status,
+        )
+        self._tick()
+        await self._runner.setup()
+        host = "::" if self._settings.listen_on_ipv6 else "0.0.0.0"
+        await web.TCPSite(self._runner, host, self._settings.port, reuse_port=True, backlog=BACKLOG).start()
+
+    async def stop(self) -> None:
+        """Accept no more, answer those who wait as at their deadline, give slow clients a moment, close everything."""
+        for site in list(self._runner.sites):
+            await site.stop()
+        self._app.drain()
+        self._live.close()
+        await self._runner.cleanup()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._shapes.close()
+        self._workers.close()
+        if self._status is not None:
+            self._status.close()
+
+    def on_tail(self, handle: str) -> None:
+        """A worker says that the log of this handle has grown."""
+        self._live.tail(handle)
+
+    def on_ended(self, handle: str) -> None:
+        """A worker says that the shape with this handle is gone."""
+        self._live.ended(handle)
+
+    def on_applied(self, lsn: int, partitions: tuple[int, ...]) -> None:
+        """A worker says that all commits up to here are readable."""
+        self._progress.applied(lsn, partitions)
+
+    def _on_status(self, parts: list[bytes]) -> None:
+        try:
+            status = decode_status(parts[-1])
+        except msgspec.DecodeError as error:
+            log.error("unreadable status from the ingester", error=str(error))
+            return
+        before = self._service.status
+        self._service.update(status, asyncio.get_running_loop().time())
+        self._progress.begin(status.generation)
+        if before is None or before.workers != status.workers or before.owners != status.owners:
+            self._workers.update(status.workers)
+            self._hints.reassign()
+        self._shapes.service_changed()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(TICK, self._tick)
+        self._live.advance(loop.time())
+
+
+class _Server(web.Server):
+    """Makes our kind of connection; aiohttp offers no other way to its error answers."""
+
+    def __init__(self, app: App, idle_timeout: float) -> None:
+        super().__init__(app.handle, handler_cancellation=True, access_log=None)
+        self._idle_timeout = idle_timeout
+
+    def __call__(self) -> Connection:
+        return Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._idle_timeout,
+            access_log=None,
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+        )

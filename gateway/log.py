@@ -1,0 +1,202 @@
+"""Which part of a shape answers an offset, and the bytes of that part (http-api.md 12.5, 13).
+
+Files hold items, each followed by a comma and a newline; a body is ``[``, a range of a file, perhaps the up-to-date
+item, ``]``. Ranges larger than :data:`SLICE` are sent slice by slice, each read when the client has taken the one
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, NamedTuple
+
+from common.lsn import BEFORE_ALL, OP_INFINITE, Offset
+from common.shapelog.layout import DamagedLog, Header, SnapshotState
+from common.shapelog.reader import LogRange, ShapeReader
+from gateway.shapes import ShapeGone
+
+SLICE: Final = 256 * 1024
+"""The most bytes of a log that one client pins in memory."""
+
+GROWTH_POLL: Final = 0.02
+"""Seconds between looks at a snapshot that is being written."""
+
+FIRST_CHUNK_TIMEOUT: Final = 90.0
+NEXT_CHUNK_TIMEOUT: Final = 60.0
+GROWTH_TIMEOUT: Final = 90.0
+"""Seconds to wait for the first bytes of chunk 0, of a later chunk, and for each further growth of one."""
+
+_SEPARATOR: Final = 2
+"""Bytes of the separator; the last one of a body is left out."""
+
+_ATTEMPTS: Final = 100
+
+
+class SnapshotStalled(Exception):
+    """The snapshot made no progress for too long."""
+
+
+class Position(NamedTuple):
+    """A range of the log, and whether nothing was after it when it was found."""
+
+    range: LogRange
+    last: Offset
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to return."""
+        return self.range.start == self.range.end
+
+
+def snapshot_chunk(offset: Offset, header: Header) -> int | None:
+    """The snapshot chunk that answers ``offset``, or ``None`` when the log does (http-api.md 12.5).
+
+    The chunk may not exist yet while the snapshot is being written.
+    """
+    if offset == BEFORE_ALL:
+        return 0
+    if not offset.is_virtual or offset.op >= OP_INFINITE:
+        return None
+    chunk = offset.op + 1
+    return None if header.snapshot is SnapshotState.COMPLETE and chunk >= header.chunks else chunk
+
+
+def is_closed(chunk: int, header: Header) -> bool:
+    """Whether the bytes of this chunk are final."""
+    return header.chunks > chunk
+
+
+def locate(reader: ShapeReader, offset: Offset) -> Position:
+    """What the log has after ``offset``, and its last offset read after that.
+
+    An empty range means that the log really ends there. Raises ``DamagedLog``, ``OSError``.
+    """
+    for _ in range(_ATTEMPTS):
+        position = Position(reader.after(offset), reader.last())
+        # Nothing to return, yet behind the end, would send the client round in circles.
+        if not position.is_empty or position.range.end_offset >= position.last:
+            return position
+    raise DamagedLog("the log grows but has nothing to read")
+
+
+def body(reader: ShapeReader, part: LogRange, tail: bytes) -> bytes:
+    """A whole body; ``tail`` is the up-to-date item or nothing. Raises ``DamagedLog``, ``OSError``."""
+    # An empty log has no file.
+    data = reader.read_log(part.start, part.end - part.start) if part.end > part.start else b""
+    return b"[" + _trimmed(data, tail) + tail + b"]"
+
+
+async def slices(reader: ShapeReader, part: LogRange, tail: bytes) -> AsyncGenerator[bytes, None]:
+    """The pieces of a body that is too large to hold. Raises as :func:`body`."""
+    yield b"["
+    for start in range(part.start, part.end, SLICE):
+        size = min(SLICE, part.end - start)
+        data = reader.read_log(start, size)
+        yield data if start + size < part.end else _trimmed(data, tail)
+    yield tail + b"]"
+
+
+def _trimmed(data: bytes, tail: bytes) -> bytes:
+    return data if tail else data[:-_SEPARATOR]
+
+
+async def await_chunk(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> bool:
+    """Wait for the first bytes of a snapshot chunk; ``False`` if the snapshot ended without it.
+
+    Raises ``ShapeGone`` (from ``header`` too, which also fails on a failed snapshot), :class:`SnapshotStalled`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (NEXT_CHUNK_TIMEOUT if chunk else FIRST_CHUNK_TIMEOUT)
+    while True:
+        now = header()
+        if is_closed(chunk, now):
+            return True
+        if now.snapshot is SnapshotState.COMPLETE:
+            return False
+        if _size(reader, chunk) > _SEPARATOR:
+            return True
+        if loop.time() > deadline:
+            raise SnapshotStalled
+        await asyncio.sleep(GROWTH_POLL)
+
+
+async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> AsyncGenerator[bytes, None]:
+    """The pieces of a snapshot chunk, followed as it grows. It ends only when the chunk is closed (engine.md INV-22).
+
+    Raises ``ShapeGone``, :class:`SnapshotStalled`, ``OSError``; what came before is then worthless.
+    """
+    loop = asyncio.get_running_loop()
+    yield b"["
+    at = 0
+    deadline = loop.time() + GROWTH_TIMEOUT
+    while True:
+        # In this order: once the header says closed, the size read after it is final.
+        closed = is_closed(chunk, header())
+        end = (_final_size(reader, chunk) if closed else _size(reader, chunk)) - _SEPARATOR
+        while at < end:
+            data = _read(reader, chunk, at, min(SLICE, end - at))
+            at += len(data)
+            yield data
+            deadline = loop.time() + GROWTH_TIMEOUT
+        if closed:
+            break
+        if loop.time() > deadline:
+            raise SnapshotStalled
+        await asyncio.sleep(GROWTH_POLL)
+    yield b"]"
+
+
+def closed_length(header: Header, reader: ShapeReader, chunk: int) -> int | None:
+    """The length of the body that a closed chunk makes; ``None`` while it grows. Raises ``ShapeGone``, ``OSError``."""
+    if not is_closed(chunk, header):
+        return None
+    return _final_size(reader, chunk) - _SEPARATOR + len(b"[]")
+
+
+def closed_body(reader: ShapeReader, chunk: int) -> bytes:
+    """The whole body that a closed chunk makes. Raises ``ShapeGone``, ``OSError``."""
+    size = _final_size(reader, chunk)
+    data = _read(reader, chunk, 0, size)
+    if len(data) != size:
+        raise ShapeGone("a closed chunk of the snapshot shrank")
+    return b"[" + data[:-_SEPARATOR] + b"]"
+
+
+async def await_closed(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> int:
+    """Wait until a chunk is closed and return the length of the body it makes. Raises as :func:`chunk_slices`."""
+    loop = asyncio.get_running_loop()
+    size, deadline = -1, loop.time() + GROWTH_TIMEOUT
+    while not is_closed(chunk, header()):
+        before, size = size, _size(reader, chunk)
+        if size != before:
+            deadline = loop.time() + GROWTH_TIMEOUT
+        elif loop.time() > deadline:
+            raise SnapshotStalled
+        await asyncio.sleep(GROWTH_POLL)
+    return _final_size(reader, chunk) - _SEPARATOR + len(b"[]")
+
+
+def _size(reader: ShapeReader, chunk: int) -> int:
+    """Bytes of a chunk's file; 0 while it is not there. A shape that is gone is told by its header."""
+    try:
+        return reader.snapshot_size(chunk)
+    except FileNotFoundError:
+        return 0
+
+
+def _final_size(reader: ShapeReader, chunk: int) -> int:
+    try:
+        return reader.snapshot_size(chunk)
+    except FileNotFoundError:
+        raise ShapeGone("a closed chunk of the snapshot is gone") from None
+
+
+def _read(reader: ShapeReader, chunk: int, start: int, size: int) -> bytes:
+    try:
+        data = reader.read_snapshot(chunk, start, size)
+    except FileNotFoundError:
+        data = b""
+    if not data:
+        raise ShapeGone("a chunk of the snapshot is gone or shrank")
+    return data

@@ -1,0 +1,43 @@
+"""The gateway process: set up, run until told to stop, take leave of the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import structlog
+import uvloop
+import zmq
+
+from common.config import Settings
+from gateway.gateway import Gateway
+
+log = structlog.get_logger(__name__)
+
+
+def main(settings: Settings, gateway_id: str) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code is 0 then, 1 if the port could not be bound."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, gateway_id))
+
+
+async def _serve(settings: Settings, gateway_id: str) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    context = zmq.Context()
+    gateway = Gateway(settings, context)
+    try:
+        try:
+            await gateway.start()
+        except OSError as error:
+            log.error("cannot listen", variable="ELECTRIC_PORT", port=settings.port, error=str(error))
+            return 1
+        log.info("listening", gateway=gateway_id, port=settings.port)
+        await stop.wait()
+        log.info("stopping", gateway=gateway_id)
+    finally:
+        await gateway.stop()
+        context.destroy(linger=0)
+    return 0

@@ -1,0 +1,278 @@
+"""What a client asks of ``/v1/shape``: casting and validation without the database (http-api.md 6, 8, 9, 26).
+
+Checks run in rounds; all errors of the first round are reported together, later rounds stop at the first that fails.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset, parse_offset
+from common.shape import LogMode, Replica, ShapeRequest
+from gateway.identifier import IdentifierError, parse_columns, parse_relation
+from gateway.query_string import Value
+
+Errors = dict[str, list[str]]
+
+BLANK: Final = "can't be blank"
+INVALID: Final = "is invalid"
+OUT_OF_BOUNDS: Final = "out of bounds for this shape"
+NO_WHERE: Final = "where clauses are not supported by this version: leave `where` out to sync the whole table"
+NO_SSE: Final = "server-sent events are not supported by this version: use long-polling, live=true without live_sse"
+NO_SUBSET: Final = "subset snapshots are not supported by this version"
+
+_BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
+_REPLICAS: Final[Mapping[str, Replica]] = {"default": "default", "full": "full"}
+_LOG_MODES: Final[Mapping[str, LogMode]] = {"full": "full", "changes_only": "changes_only"}
+_TOO_LARGE = re.compile(r"\+?(\d+)_(\+?\d+|inf)", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
+
+T = TypeVar("T")
+
+
+class InvalidRequest(Exception):
+    """The request is refused with status 400; ``errors`` maps each field to its texts."""
+
+    def __init__(self, errors: Errors) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid GET: ``offset`` is ``None`` for ``now``; ``cursor`` is 0 when the client sent none that counts."""
+
+    shape: ShapeRequest
+    offset: Offset | None
+    handle: str | None
+    live: bool
+    cursor: int
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the client goes on from an earlier answer, so that its handle counts (http-api.md 11)."""
+        return self.offset is not None and self.offset != BEFORE_ALL
+
+
+class DeleteQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid DELETE: at least one of both is given."""
+
+    shape: ShapeRequest | None
+    handle: str | None
+
+
+def parse_log_query(query: Mapping[str, Value]) -> LogQuery:
+    """Check a GET or HEAD. Raises :class:`InvalidRequest`."""
+    cast = _Cast(query)
+    offset_text = cast.text("offset")
+    handle = cast.text("handle")
+    live = _flag(query, "live")
+    live_sse = cast.legacy_sse() if "live_sse" not in query else _flag(query, "live_sse")
+    definition = _Definition.cast(cast)
+    if offset_text is None:
+        cast.errors.setdefault("offset", [BLANK])
+    cast.check()
+    assert offset_text is not None
+
+    offset = _offset(offset_text)
+    if offset is not None and offset != BEFORE_ALL and handle is None:
+        raise InvalidRequest({"handle": ["can't be blank when offset != -1"]})
+    if live and offset == BEFORE_ALL:
+        raise InvalidRequest({"live": ["can't be true when offset == -1"]})
+    if live and offset is None:
+        raise InvalidRequest({"live": ["can't be true when offset is 'now'"]})
+    if live_sse and not live:
+        raise InvalidRequest({"live_sse": ["can't be true unless live is also true"]})
+    if live_sse:
+        raise InvalidRequest({"live_sse": [NO_SSE]})
+    shape = definition.shape()
+    if any(name == "subset" or name.startswith("subset__") for name in query):
+        raise InvalidRequest({"subset": [NO_SUBSET]})
+    return LogQuery(shape=shape, offset=offset, handle=handle, live=live, cursor=_cursor(query.get("cursor")))
+
+
+def parse_delete_query(query: Mapping[str, Value]) -> DeleteQuery:
+    """Check a DELETE. Raises :class:`InvalidRequest`. Flags are strict here, unlike in a GET (http-api.md 6.2)."""
+    cast = _Cast(query)
+    handle = cast.text("handle")
+    cast.text("offset")
+    cast.choice("live", _BOOLEANS, False)
+    cast.choice("live_sse", _BOOLEANS, False)
+    definition = _Definition.cast(cast)
+    cast.check()
+    if definition.table is None:
+        if handle is None:
+            raise InvalidRequest({"handle": ["can't be blank when shape definition is missing"]})
+        return DeleteQuery(shape=None, handle=handle)
+    return DeleteQuery(shape=definition.shape(), handle=handle)
+
+
+class _Cast:
+    """The first round: takes values of the right type out of the query and collects what is wrong."""
+
+    def __init__(self, query: Mapping[str, Value]) -> None:
+        self._query = query
+        self.errors: Errors = {}
+
+    def check(self) -> None:
+        if self.errors:
+            raise InvalidRequest(self.errors)
+
+    def given(self, name: str) -> Value | None:
+        """The value, unless it is absent or a blank text, which counts as absent."""
+        value = self._query.get(name)
+        return None if isinstance(value, str) and not value.strip() else value
+
+    def text(self, name: str) -> str | None:
+        value = self.given(name)
+        if value is None or isinstance(value, str):
+            return value
+        self._refuse(name)
+        return None
+
+    def choice(self, name: str, choices: Mapping[str, T], default: T) -> T:
+        value = self.given(name)
+        if value is None:
+            return default
+        if isinstance(value, str) and value in choices:
+            return choices[value]
+        self._refuse(name)
+        return default
+
+    def texts(self, name: str) -> list[str] | str | None:
+        """A comma list as it is, or the elements of ``name[]=…``."""
+        value = self.given(name)
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            elements = [element for element in value if isinstance(element, str)]
+            if len(elements) == len(value):
+                return elements
+        self._refuse(name)
+        return None
+
+    def mapping(self, name: str) -> dict[str, str]:
+        value = self.given(name)
+        if value is None:
+            return {}
+        if isinstance(value, dict):
+            pairs = {key: element for key, element in value.items() if isinstance(element, str)}
+            if len(pairs) == len(value):
+                return pairs
+        self._refuse(name)
+        return {}
+
+    def legacy_sse(self) -> bool:
+        """``experimental_live_sse``: strict, and its errors are told under the new name."""
+        value = self.given("experimental_live_sse")
+        if value is None:
+            return False
+        if isinstance(value, str) and value in _BOOLEANS:
+            return _BOOLEANS[value]
+        self._refuse("live_sse")
+        return False
+
+    def _refuse(self, name: str) -> None:
+        self.errors.setdefault(name, [INVALID])
+
+
+class _Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """What defines the shape, cast but not yet understood."""
+
+    table: str | None
+    where: str | None
+    params: dict[str, str]
+    columns: list[str] | str | None
+    queryable: list[str] | str | None
+    replica: Replica
+    log: LogMode
+
+    @staticmethod
+    def cast(cast: _Cast) -> _Definition:
+        definition = _Definition(
+            table=cast.text("table"),
+            where=cast.text("where"),
+            params=cast.mapping("params"),
+            columns=cast.texts("columns"),
+            queryable=cast.texts("queryable_columns"),
+            replica=cast.choice("replica", _REPLICAS, "default"),
+            log=cast.choice("log", _LOG_MODES, "full"),
+        )
+        # Accepted without effect: a log that is never compacted is one the flag allows (http-api.md 12.8).
+        cast.choice("experimental_compaction", _BOOLEANS, False)
+        return definition
+
+    def shape(self) -> ShapeRequest:
+        """Raises :class:`InvalidRequest` for a missing table, bad identifiers and what this version lacks."""
+        if self.table is None:
+            raise InvalidRequest({"table": [BLANK]})
+        schema, table = _identifiers("table", parse_relation, self.table)
+        columns = _columns("columns", self.columns)
+        queryable = _columns("queryable_columns", self.queryable)
+        if self.where is not None:
+            raise InvalidRequest({"where": [NO_WHERE]})
+        if queryable is not None:
+            unknown = [name for name in columns or () if name not in queryable]
+            if unknown:
+                raise InvalidRequest({"columns": [_not_found(unknown)]})
+            columns = queryable if columns is None else columns
+        return ShapeRequest(
+            schema=schema,
+            table=table,
+            columns=None if columns is None else tuple(sorted(columns)),
+            replica=self.replica,
+            log=self.log,
+        )
+
+
+def _identifiers(field: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except IdentifierError as error:
+        raise InvalidRequest({field: [str(error)]}) from None
+
+
+def _columns(field: str, given: list[str] | str | None) -> list[str] | None:
+    """The unique names; the list form takes them verbatim (http-api.md 7.3)."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        names = _identifiers(field, parse_columns, given)
+    elif "" in given:
+        raise InvalidRequest({field: ["Invalid zero-length identifier"]})
+    else:
+        names = given
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InvalidRequest({field: [_not_found(repeated)]})
+    return names
+
+
+def _not_found(names: list[str]) -> str:
+    return f"The following columns are not found on the table: {', '.join(names)}"
+
+
+def _flag(query: Mapping[str, Value], name: str) -> bool:
+    """Any value but the text ``false`` turns a flag of a GET on, an empty one too."""
+    return name in query and query[name] != "false"
+
+
+def _offset(text: str) -> Offset | None:
+    if text == "now":
+        return None
+    try:
+        return parse_offset(text)
+    except ValueError:
+        match = _TOO_LARGE.fullmatch(text)
+        if match is None:
+            raise InvalidRequest({"offset": ["has invalid format"]}) from None
+        # Beyond 64 bits is no other format: it is merely beyond the end of every log.
+        digits = match[1].lstrip("0") or "0"
+        return Offset(MAX_LSN if len(digits) > 20 else min(int(digits), MAX_LSN), OP_INFINITE)
+
+
+def _cursor(value: Value | None) -> int:
+    return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else 0

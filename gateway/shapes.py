@@ -1,0 +1,316 @@
+"""The shapes this gateway knows: where their files are, and how to find or create those it does not know.
+
+A place is kept for as long as the shape's header says that it lives; that is checked on every use. So known shapes are
+served while the ingester or a worker is away, and nobody need be asked about them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from common.lsn import Offset
+from common.messages import Ensure, Find, Missing, NotOwner, Place, Refusal, Reply, Request
+from common.shape import ShapeRequest, partition_of
+from common.shapelog.layout import NEW, DamagedLog, Header, SnapshotState
+from common.shapelog.reader import ShapeReader
+from gateway.response import schema_header
+from gateway.service import Service
+from gateway.workers import WorkerLost
+
+log = structlog.get_logger(__name__)
+
+READY_TIMEOUT: Final = 5.0
+"""Seconds to wait for an active service that has an owner for the partition (http-api.md 5, step 6)."""
+
+CREATE_TIMEOUT: Final = 45.0
+"""Seconds a shape may take until its snapshot has started."""
+
+RETRY_DELAY: Final = 0.1
+"""Seconds between questions while a partition is on its way to another worker."""
+
+MAX_KNOWN: Final = 50_000
+"""Places kept; each takes about a kilobyte."""
+
+MAX_OPEN: Final = 1_000
+"""Readers kept open without use; each holds up to three file descriptors."""
+
+
+class ShapeGone(Exception):
+    """The shape has ended, or its files have gone: clients refetch."""
+
+
+class Unavailable(msgspec.Struct, frozen=True):
+    """No answer from the service in time: status 503 with this message, after so many seconds again."""
+
+    message: str
+    retry_after: int
+
+
+class Asks(Protocol):
+    """Who carries requests to workers (:class:`gateway.workers.Workers`)."""
+
+    async def ask(self, worker: str, make: Callable[[int], Request]) -> Reply:
+        """The worker's reply. Raises ``WorkerLost``."""
+
+
+class Shape:
+    """A shape that exists. Inside ``with shape as reader`` its files are open; uses nest and may overlap.
+
+    ``seen`` is the header as it was last read: a shape that was just obtained was alive a moment ago.
+    """
+
+    __slots__ = ("_directory", "_reader", "handle", "partition", "request", "retired", "schema", "seen", "users")
+
+    def __init__(self, place: Place, partition: int, storage: Path) -> None:
+        self.handle = place.handle
+        self.request = place.request
+        self.schema = schema_header(place.schema)
+        self.partition = partition
+        self.users = 0
+        self.retired = False
+        self.seen = NEW
+        self._directory = storage / place.directory
+        self._reader: ShapeReader | None = None
+
+    def __enter__(self) -> ShapeReader:
+        reader = self.open()
+        self.users += 1
+        return reader
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.users -= 1
+        if self.retired:
+            self.close()
+
+    def open(self) -> ShapeReader:
+        """The reader, opened if need be. Raises :class:`ShapeGone`."""
+        if self._reader is None:
+            try:
+                self._reader = ShapeReader(self._directory)
+            except (FileNotFoundError, NotADirectoryError):
+                raise ShapeGone(self.handle) from None
+        return self._reader
+
+    def header(self) -> Header:
+        """The header of a shape that lives. Raises :class:`ShapeGone` (engine.md INV-33)."""
+        try:
+            header = self.open().header()
+        except DamagedLog as error:
+            log.error("unreadable shape", handle=self.handle, error=str(error))
+            self.close()
+            raise ShapeGone(self.handle) from None
+        # The mark in the header survives a move to the trash; a directory that was deleted outright has none.
+        if header.ended or header.snapshot is SnapshotState.FAILED or not os.path.exists(self._directory):
+            self.close()
+            raise ShapeGone(self.handle)
+        self.seen = header
+        return header
+
+    def lives(self) -> bool:
+        """Whether the shape has not ended."""
+        try:
+            self.header()
+        except ShapeGone:
+            return False
+        return True
+
+    def last(self) -> Offset:
+        """The offset of the last committed entry of a shape that lives. Raises :class:`ShapeGone`."""
+        self.header()
+        return self.open().last()
+
+    def close(self) -> None:
+        """Close the files if nobody uses them."""
+        if self._reader is not None and self.users == 0:
+            self._reader.close()
+            self._reader = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether files are open."""
+        return self._reader is not None
+
+
+Found = Shape | Refusal | Unavailable
+"""A living shape, what a worker said against it, or that nobody could say."""
+
+
+class Shapes:
+    """Finds shapes by what they are asked as; the workers find or create what is not known here."""
+
+    def __init__(self, storage: Path, service: Service, workers: Asks) -> None:
+        self._storage = storage
+        self._service = service
+        self._workers = workers
+        self._known: OrderedDict[ShapeRequest, Shape] = OrderedDict()
+        self._open: OrderedDict[str, Shape] = OrderedDict()
+        self._pending: dict[ShapeRequest, asyncio.Task[Found | Missing]] = {}
+        self._changed: set[asyncio.Future[None]] = set()
+
+    def service_changed(self) -> None:
+        """Tell those who wait that a new status has come."""
+        waiting, self._changed = self._changed, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def obtain(self, request: ShapeRequest) -> Found:
+        """The living shape for a request, found or created. Requests at the same time share one question."""
+        shape = self._cached(request)
+        if shape is not None:
+            return shape
+        task = self._pending.get(request)
+        if task is None:
+            task = asyncio.create_task(self._locate(request, create=True))
+            self._pending[request] = task
+            task.add_done_callback(lambda _: self._pending.pop(request, None))
+        # One client that goes away must not end the question of the others.
+        found = await asyncio.shield(task)
+        assert not isinstance(found, Missing)
+        return found
+
+    async def find(self, request: ShapeRequest) -> Found | None:
+        """The living shape for a request if there is one; needs an active service (http-api.md 26)."""
+        found = await self._locate(request, create=False)
+        return None if isinstance(found, Missing) else found
+
+    async def ask_partition(
+        self, partition_in: Callable[[int], int], make: Callable[[int], Request]
+    ) -> Reply | Unavailable:
+        """The reply of the active owner of partition ``partition_in(number of partitions)``, waited for a while."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_TIMEOUT
+        while True:
+            total = self._service.partitions
+            partition = 0 if total is None else partition_in(total)
+            owner = None if total is None else self._service.owner(partition)
+            if owner is not None and self._service.can_create(partition, loop.time()):
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        reply = await self._workers.ask(owner, make)
+                    if not isinstance(reply, NotOwner):
+                        return reply
+                except (WorkerLost, TimeoutError):
+                    pass
+            if loop.time() >= deadline:
+                return Unavailable(self._service.unready(loop.time()), 5)
+            await self._wait(RETRY_DELAY)
+
+    async def await_active(self) -> Unavailable | None:
+        """Wait for an active service, as long as a client may be kept waiting for it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_TIMEOUT
+        while not self._service.is_active(loop.time()):
+            if loop.time() >= deadline:
+                return Unavailable(self._service.unready(loop.time()), 5)
+            await self._wait(RETRY_DELAY)
+        return None
+
+    def forget(self, shape: Shape) -> None:
+        """Drop a shape that has ended; its files are closed when the last user is done."""
+        if self._known.get(shape.request) is shape:
+            del self._known[shape.request]
+        if self._open.get(shape.handle) is shape:
+            del self._open[shape.handle]
+        shape.retired = True
+        shape.close()
+
+    def close(self) -> None:
+        """Stop all questions and close all files."""
+        for task in self._pending.values():
+            task.cancel()
+        for shape in self._open.values():
+            shape.close()
+        self._open.clear()
+        self._known.clear()
+
+    def _cached(self, request: ShapeRequest) -> Shape | None:
+        shape = self._known.get(request)
+        if shape is None:
+            return None
+        if not shape.lives():
+            self.forget(shape)
+            return None
+        self._known.move_to_end(request)
+        self._keep_open(shape)
+        return shape
+
+    def _keep(self, place: Place, partition: int, request: ShapeRequest) -> Shape | None:
+        shape = Shape(place, partition, self._storage)
+        # The key is what this gateway was asked, whatever the worker normalised it to.
+        shape.request = request
+        if not shape.lives():
+            return None
+        self._known[request] = shape
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        self._keep_open(shape)
+        return shape
+
+    def _keep_open(self, shape: Shape) -> None:
+        before = self._open.get(shape.handle)
+        if before is not None and before is not shape:
+            before.retired = True
+            before.close()
+        self._open[shape.handle] = shape
+        self._open.move_to_end(shape.handle)
+        if len(self._open) > MAX_OPEN:
+            # Those in use keep their files; they come to the end of the queue and are looked at again later.
+            handle, oldest = self._open.popitem(last=False)
+            oldest.close()
+            if oldest.is_open:
+                self._open[handle] = oldest
+
+    async def _locate(self, request: ShapeRequest, *, create: bool) -> Found | Missing:
+        """Ask the owner until it has an answer. Without an active service nothing is created, only found."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CREATE_TIMEOUT
+        ready_by = loop.time() + READY_TIMEOUT
+        hash_ = request.hash()
+        while loop.time() < deadline:
+            total = self._service.partitions
+            partition = 0 if total is None else partition_of(hash_, total)
+            owner = None if total is None else self._service.owner(partition)
+            active = self._service.can_create(partition, loop.time())
+            if owner is not None and (active or create):
+                question = partial(Ensure if active and create else Find, request=request)
+                try:
+                    async with asyncio.timeout_at(deadline if active else ready_by):
+                        reply = await self._workers.ask(owner, question)
+                    if isinstance(reply, Refusal):
+                        return reply
+                    if isinstance(reply, Missing) and not create:
+                        return reply
+                    if isinstance(reply, Place) and (shape := self._keep(reply, partition, request)):
+                        return shape
+                except WorkerLost:
+                    # The worker may have been at it for long: what comes next is a new question.
+                    ready_by = loop.time() + READY_TIMEOUT
+                except TimeoutError:
+                    if active:
+                        break
+            if loop.time() >= ready_by:
+                return Unavailable(self._service.unready(loop.time()), 5)
+            await self._wait(RETRY_DELAY)
+        return Unavailable("Failed to create shape, please retry", 1)
+
+    async def _wait(self, delay: float) -> None:
+        """Until the next status, at most ``delay`` seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.add(future)
+        try:
+            await asyncio.wait([future], timeout=delay)
+        finally:
+            self._changed.discard(future)

@@ -1,0 +1,33 @@
+"""One timer for all deadlines: a wheel of slots, each a short span of time (performance.md 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Generic, TypeVar
+
+TICK: Final = 0.05
+"""Seconds per slot: no deadline is early, each is at most this much late."""
+
+T = TypeVar("T")
+
+
+class Wheel(Generic[T]):
+    """Items by deadline. Nothing is ever taken out but by time: whoever cancels leaves the item to be ignored."""
+
+    __slots__ = ("_done", "_slots")
+
+    def __init__(self, now: float) -> None:
+        """All times are seconds of one monotonic clock."""
+        self._done = math.floor(now / TICK)
+        self._slots: dict[int, list[T]] = {}
+
+    def add(self, deadline: float, item: T) -> None:
+        """Let ``item`` come out at the first :meth:`advance` at or after ``deadline``, never at the present one."""
+        slot = max(math.ceil(deadline / TICK), self._done + 1)
+        self._slots.setdefault(slot, []).append(item)
+
+    def advance(self, now: float) -> list[T]:
+        """What is due, in the order of deadlines."""
+        self._done = max(self._done, math.floor(now / TICK))
+        due = sorted(slot for slot in self._slots if slot <= self._done)
+        return [item for slot in due for item in self._slots.pop(slot)]

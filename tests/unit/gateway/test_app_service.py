@@ -1,0 +1,353 @@
+"""Around the log: routes, the secret, CORS, health, readiness, DELETE, the connection (http-api.md 1-5, 25-27)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from common.messages import Ensure, Find, handle_topic
+from gateway import shapes
+from tests.unit.gateway.cluster import Cluster, cluster, free_port, refuse, until
+
+SHAPE_METHODS = "GET, POST, HEAD, DELETE, OPTIONS"
+
+
+@pytest_asyncio.fixture
+async def world() -> AsyncIterator[Cluster]:
+    async with cluster() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "body"),
+    [
+        ("GET", "/", 200, b""),
+        ("GET", "/v1/health", 200, b'{"status":"active"}'),
+        ("GET", "/v1/health/", 200, b'{"status":"active"}'),
+        ("GET", "/nope", 404, b"Not found"),
+        ("GET", "/v1/nope", 404, b"Not found"),
+        ("GET", "/v1/shape/foo", 404, b"Not found"),
+        ("GET", "/v1%2Fshape", 404, b"Not found"),
+        ("GET", "/metrics", 404, b"Not found"),
+        ("PUT", "/v1/shape", 404, b"Not found"),
+        ("PATCH", "/v1/shape", 404, b"Not found"),
+        ("POST", "/v1/health", 404, b"Not found"),
+        ("OPTIONS", "/v1/health", 404, b"Not found"),
+        ("OPTIONS", "/nope", 404, b"Not found"),
+        ("POST", "/", 404, b"Not found"),
+    ],
+)
+async def test_routes(world: Cluster, method: str, path: str, status: int, body: bytes) -> None:
+    answer = await world.ask(path, method)
+    assert (answer.status, answer.raw) == (status, body)
+    assert answer.headers["content-length"] == str(len(body))
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
+    assert answer.headers["electric-server"] == "ElectricSQL/1.7.12"
+    assert answer.headers["vary"] == "accept-encoding"
+    if "health" in path and status == 200:
+        assert answer.headers["cache-control"] == "no-cache, no-store, must-revalidate"
+        assert answer.headers["content-type"] == "application/json; charset=utf-8"
+    else:
+        assert answer.headers["cache-control"] == "max-age=0, private, must-revalidate"
+        assert "content-type" not in answer.headers
+    assert "server" not in answer.headers
+
+
+async def test_head_of_root_and_health(world: Cluster) -> None:
+    root, health = await world.ask("/", "HEAD"), await world.ask("/v1/health", "HEAD")
+    assert root.status == health.status == 200
+    assert "content-length" not in root.headers
+    assert health.headers["content-length"] == "19"
+
+
+@pytest.mark.parametrize("path", ["/v1/shape", "/v1/shape/", "/v1//shape", "//v1/%73hape", "http://h/v1/shape"])
+async def test_no_spelling_of_the_path_goes_around_the_secret(path: str) -> None:
+    async with cluster(secret="s3cret", insecure=False) as world:
+        query = "?table=items&offset=-1"
+        for wrong in (
+            "",
+            "&secret=",
+            "&secret=x",
+            "&secret=x&api_secret=s3cret",
+            "&secret[]=s3cret",
+            "&secret=s3cret&secret=x",
+        ):
+            for method in ("GET", "HEAD", "POST", "DELETE"):
+                refused = await world.ask(path + query + wrong, method)
+                assert refused.status == 401
+                assert refused.raw in (b'{"message":"Unauthorized - Invalid API secret"}', b"")
+                assert refused.headers["content-length"] == "47"
+                assert not [name for name in refused.headers if name.startswith("access-control")]
+                assert "content-type" not in refused.headers
+                assert refused.headers["cache-control"] == "max-age=0, private, must-revalidate"
+        assert not world.worker.asked
+        for right in ("&secret=s3cret", "&api_secret=s3cret", "&secret=x&secret=s3cret"):
+            assert (await world.ask(path + query + right)).status == 200
+        header = await world.ask(path + query, headers="Authorization: Bearer s3cret\r\n")
+        assert header.status == 401
+        assert (await world.ask(path, "OPTIONS")).status == 204
+
+
+async def test_only_the_shape_is_secret() -> None:
+    async with cluster(secret="s3cret", insecure=False) as world:
+        for path, status in (("/", 200), ("/v1/health", 200), ("/nope", 404)):
+            assert (await world.ask(path)).status == status
+        missing = await world.ask("/v1/shape?offset=-1&api_secret=s3cret")
+        assert missing.raw == b'{"message":"Invalid request","errors":{"table":["can\'t be blank"]}}'
+
+
+async def test_preflight(world: Cluster) -> None:
+    plain = await world.ask("/v1/shape", "OPTIONS")
+    assert plain.status == 204
+    assert {name: value for name, value in plain.headers.items() if name not in ("date", "x-request-id")} == {
+        "electric-server": "ElectricSQL/1.7.12",
+        "access-control-allow-origin": "*",
+        "access-control-expose-headers": "electric-cursor,electric-handle,electric-has-data,electric-offset,"
+        "electric-schema,electric-up-to-date,electric-internal-known-error,retry-after",
+        "access-control-allow-methods": SHAPE_METHODS,
+        "access-control-max-age": "86400",
+        "connection": "keep-alive",
+    }
+    for asked, allowed in (
+        ("If-None-Match", "If-None-Match"),
+        ("x-foo, authorization", None),
+        ("x-foo, traceparent,IF-NONE-MATCH", "traceparent, IF-NONE-MATCH"),
+    ):
+        headers = f"Origin: https://cook.app\r\nAccess-Control-Request-Headers: {asked}\r\n"
+        answer = await world.ask("/v1/shape?table=items", "OPTIONS", headers)
+        assert answer.headers.get("access-control-allow-headers") == allowed
+        assert answer.headers["access-control-allow-origin"] == "https://cook.app"
+
+
+async def test_origin_and_request_id_are_echoed(world: Cluster) -> None:
+    long_id = "my-request-id-0123456789abcdef"
+    answer = await world.get("offset=-1", headers=f"Origin: http://a\r\nX-Request-Id: {long_id}\r\n")
+    assert answer.headers["access-control-allow-origin"] == "http://a"
+    assert answer.headers["x-request-id"] == long_id
+    two = await world.get("offset=-1", headers="Origin: http://a\r\nOrigin: http://b\r\nX-Request-Id: short\r\n")
+    assert two.headers["access-control-allow-origin"] == "*"
+    assert two.headers["x-request-id"] not in ("short", long_id)
+
+
+async def test_a_bad_request_creates_nothing_and_is_not_stored(world: Cluster) -> None:
+    bad = await world.get("offset=abc")
+    assert bad.status == 400
+    assert bad.raw == b'{"message":"Invalid request","errors":{"offset":["has invalid format"]}}'
+    assert bad.headers["cache-control"] == bad.headers["surrogate-control"] == "no-store"
+    assert bad.headers["access-control-allow-methods"] == SHAPE_METHODS
+    assert not world.worker.asked
+
+
+async def test_bytes_that_are_no_utf8_get_a_bare_400(world: Cluster) -> None:
+    stream = await world.open("/v1/shape?table=%ff&offset=-1")
+    assert await stream.reader.read() == b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /" + b"a" * 12_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"414"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 12_000 + b"\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 200 + b"\r\n", b"431"),
+        (b"hello\r\n\r\n", b"400"),
+    ],
+)
+async def test_what_is_no_request_gets_a_bare_status(world: Cluster, request_head: bytes, status: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.settings.port)
+    writer.write(request_head)
+    answer = await reader.read()
+    assert answer.split(b" ")[1] == status
+    assert answer.endswith(b"connection: close\r\n\r\n")
+    assert b"erver" not in answer
+    writer.close()
+
+
+async def test_post_is_not_there_yet(world: Cluster) -> None:
+    answer = await world.get("offset=-1", method="POST", headers="Content-Length: 0\r\n")
+    assert answer.status == 405
+    assert b"POST" in answer.raw
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+async def test_a_connection_is_kept_and_closed_after_its_share_of_requests() -> None:
+    async with cluster(conn_max_requests=3) as world:
+        stream = await world.open("/v1/shape?table=items&offset=-1")
+        for number in (1, 2, 3):
+            answer = await stream.response()
+            assert answer.status == 200
+            assert (answer.headers.get("connection") == "close") == (number == 3)
+            if number < 3:
+                stream.writer.write(b"GET /v1/shape?table=items&offset=now HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert await stream.reader.read() == b""
+        stream.close()
+
+
+async def test_pipelined_requests_are_answered_in_order(world: Cluster) -> None:
+    stream = await world.open("/v1/health")
+    stream.writer.write(b"GET /nope HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert [(await stream.response()).status for _ in range(3)] == [200, 404, 200]
+    assert await stream.reader.read() == b""
+    stream.close()
+
+
+async def test_health_says_what_is_wrong(world: Cluster) -> None:
+    world.state, world.reason = "waiting", "another instance holds the lock"
+    waiting = await world.until_health(202)
+    assert waiting.items == {"status": "waiting", "reason": "another instance holds the lock"}
+    world.state, world.reason = "active", ""
+    await world.until_health(200)
+    world.owners.pop(3)
+    unowned = await world.until_health(202)
+    assert unowned.items["status"] == "starting"
+    assert "partitions have no worker" in unowned.items["reason"]
+    world.owners[3] = "w0"
+    await world.until_health(200)
+    world.silent = True
+    stale = await world.until_health(202)
+    assert stale.items["status"] == "starting"
+    assert "no word from the ingester" in stale.items["reason"]
+
+
+async def test_without_an_active_service_nothing_is_created_but_what_exists_is_found(
+    world: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "READY_TIMEOUT", 0.3)
+    world.worker.shape()
+    world.state, world.reason = "starting", "no database"
+    await world.until_health(202)
+    assert (await world.get("offset=-1")).status == 200
+    answer = await world.get("replica=full&offset=-1")
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "5"
+    assert answer.items["message"].startswith("Timeout waiting for replication client to be ready.")
+    assert answer.items["message"].endswith(": no database")
+    assert answer.headers["cache-control"] == "no-store"
+    assert {type(request) for request in world.worker.asked} == {Find}
+
+
+async def test_a_service_that_becomes_active_in_time_is_waited_for(world: Cluster) -> None:
+    world.state = "starting"
+    await world.until_health(202)
+    asked = asyncio.create_task(world.get("offset=-1"))
+    await until(lambda: bool(world.worker.asked))
+    world.state = "active"
+    assert (await asked).status == 200
+    assert type(world.worker.asked[-1]) is Ensure
+
+
+async def test_a_creation_that_takes_too_long_is_given_up(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "CREATE_TIMEOUT", 0.3)
+    world.worker.silent = True
+    answer = await world.get("offset=-1")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.items == {"message": "Failed to create shape, please retry"}
+
+
+async def test_a_mistake_in_here_is_told_without_details(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def obtain(request: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(world.gateway._shapes, "obtain", obtain)
+    answer = await world.get("offset=-1")
+    assert (answer.status, answer.raw) == (500, b'{"error":"Internal server error"}')
+    assert answer.headers["cache-control"] == "max-age=0, private, must-revalidate"
+    assert (await world.ask("/v1/health")).status == 200
+
+
+async def test_delete_by_table_and_by_handle(world: Cluster) -> None:
+    first = await world.get("offset=-1")
+    deleted = await world.ask("/v1/shape?table=items", "DELETE")
+    assert (deleted.status, deleted.raw) == (202, b"")
+    assert deleted.headers["electric-has-data"] == "true"
+    assert deleted.headers["cache-control"] == "no-cache"
+    assert deleted.headers["content-length"] == "0"
+    second = await world.get("offset=-1")
+    handle = second.headers["electric-handle"]
+    assert handle != first.headers["electric-handle"]
+    poll = asyncio.create_task(world.get(f"offset=0_inf&handle={handle}&live=true"))
+    await until(lambda: world.gateway._live.waiting == 1)
+    assert (await world.ask(f"/v1/shape?handle={handle}", "DELETE")).status == 202
+    assert (await poll).status == 409
+    for target in (f"handle={handle}", "table=items", "handle=garbage"):
+        gone = await world.ask(f"/v1/shape?{target}", "DELETE")
+        assert (gone.status, gone.items) == (404, {"message": "No existing shape found"})
+        assert gone.headers["cache-control"] == "no-cache"
+        assert "surrogate-control" not in gone.headers
+
+
+async def test_delete_checks_what_it_is_told(world: Cluster) -> None:
+    handle = (await world.get("offset=-1")).headers["electric-handle"]
+    mismatch = await world.ask("/v1/shape?table=items&handle=1-1", "DELETE")
+    assert mismatch.status == 400
+    assert "do not match" in mismatch.items["message"]
+    nothing = await world.ask("/v1/shape", "DELETE")
+    assert nothing.items["errors"] == {"handle": ["can't be blank when shape definition is missing"]}
+    assert nothing.headers["cache-control"] == "no-cache"
+    both = await world.ask(f"/v1/shape?table=items&handle={handle}", "DELETE")
+    assert both.status == 202
+    world.worker.refusal = refuse(400, b'{"message":"Invalid request","errors":{"table":["no"]}}')
+    assert (await world.ask("/v1/shape?table=nope", "DELETE")).items["errors"] == {"table": ["no"]}
+
+
+async def test_delete_needs_permission_and_an_active_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "READY_TIMEOUT", 0.3)
+    async with cluster(integration_testing=False) as world:
+        world.worker.shape()
+        refused = await world.ask("/v1/shape?table=items", "DELETE")
+        assert (refused.status, refused.items) == (405, {"message": "DELETE not allowed"})
+        assert refused.headers["cache-control"] == "no-cache"
+        assert world.worker.shapes
+        world.state = "starting"
+        await world.until_health(202)
+        early = await world.ask("/v1/shape?table=items", "DELETE")
+        assert (early.status, early.headers["retry-after"]) == (503, "5")
+
+
+async def test_the_process_serves_and_leaves_on_sigterm() -> None:
+    async with cluster() as world:
+        port = free_port()
+        environment = {
+            **os.environ,
+            "DATABASE_URL": "postgresql://u@localhost/db",
+            "ELECTRIC_INSECURE": "true",
+            "ELECTRIC_PORT": str(port),
+            "ELECTRIC_STORAGE_DIR": str(world.storage),
+            "GALVANIC_RUN_DIR": str(world.run_dir),
+            "ELECTRIC_LONG_POLL_TIMEOUT": "60000",
+        }
+        code = (
+            "import sys; from common.config import load_settings; from gateway.main import main;"
+            " sys.exit(main(load_settings(), 'g0'))"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment)
+        try:
+            await until(lambda: is_open(port))
+            world.settings.port = port
+            await world.until_health(200)
+            handle = (await world.get("offset=-1")).headers["electric-handle"]
+            poll = await world.open(f"/v1/shape?table=items&offset=0_inf&handle={handle}&live=true")
+            await until(lambda: handle_topic(handle) in world.worker.subscribed)
+            process.send_signal(signal.SIGTERM)
+            answer = await poll.response()
+            assert answer.headers["electric-has-data"] == "false"
+            async with asyncio.timeout(20):
+                assert await process.wait() == 0
+            poll.close()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
