@@ -13,10 +13,11 @@ install: $(STAMP)
 
 # The stamp makes the second run quick: it is renewed when the dependencies change.
 $(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Galvanic needs Python 3.11 or later; set PYTHON=")'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Galvanic needs Python 3.11 or later; set PYTHON=")'
+	@echo "installing into $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 # exec: signals sent to make's child reach galvanic, not a shell.
 run: install

@@ -156,9 +156,9 @@ class EmbeddedPostgres:
         root.mkdir(mode=0o711, exist_ok=True)
         _sweep(root)
         place = root / hashlib.sha256(os.fsencode(wanted)).hexdigest()[:16]
+        # Stays empty: it tells _sweep, which another process may be running now, that the data are still wanted.
+        wanted.mkdir(exist_ok=True)
         place.with_suffix(".origin").write_bytes(os.fsencode(wanted))
-        # Only ever tells _sweep that the origin is still there.
-        wanted.mkdir(parents=True, exist_ok=True)
         return place
 
     def _prepare_directory(self) -> None:
