@@ -71,7 +71,12 @@ class Channel:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._on_message(parts)
+            try:
+                self._on_message(parts)
+            except BaseException:
+                # The event that announced the messages behind this one is spent.
+                self._look_again()
+                raise
         self._look_again()
 
 

@@ -59,6 +59,7 @@ class Coordinator:
         self.members: dict[str, Member] = {}
         self._grace = grace
         self._settle = settle
+        self._given_up: dict[str, Member] = {}
         self._version = 0
         self._expired = False
         self._move_at: float | None = None
@@ -72,6 +73,7 @@ class Coordinator:
         if member is None:
             member = Member(hello.worker, hello.boot, peer, hello.requests, hello.events, now)
             self.members[hello.worker] = member
+            self._given_up.pop(hello.worker, None)
             self._move_at = now + self._settle
         elif member.boot != hello.boot:
             # The same worker started anew within its grace: it gets its partitions back, nothing else moves.
@@ -103,7 +105,11 @@ class Coordinator:
         worker, _, boot = peer.decode().rpartition(":")
         member = self.members.get(worker)
         if member is None:
-            member = self.members[worker] = Member(worker, boot, peer, "", "", now)
+            gone = self._given_up.pop(worker, None)
+            if gone is None or gone.peer != peer:
+                return None  # never met: its hello will come
+            member = Member(worker, boot, peer, gone.requests, gone.events, now)
+            self.members[worker] = member
             self._assign(member, frozenset())
             self._move_at = now + self._settle
         if member.peer != peer:
@@ -121,6 +127,7 @@ class Coordinator:
         """Let time pass; returns the workers that have just been given up."""
         silent = [name for name, member in self.members.items() if now - member.heard > self._grace]
         for name in silent:
+            self._given_up[name] = self.members[name]
             self.leave(now, name)
         if self._move_at is not None and now >= self._move_at:
             self._move_at = None

@@ -122,15 +122,15 @@ class Creator:
         table, selected = await self._describe(request)
         loop = asyncio.get_running_loop()
         number = partition_of(request.hash(), self._holdings.total)
-        partition = self._holdings.partitions.get(number)
-        if partition is None:
+        if not self._holdings.may_create(number):
             raise _try_again()
+        partition = self._holdings.partitions[number]
         try:
             handle = await loop.run_in_executor(self._disk, partition.catalog.create, request, table, selected)
         except sqlite3.Error as error:
             log.warning("a shape cannot be entered into its catalog", partition=number, error=str(error))
             raise _try_again() from error
-        if self._holdings.partitions.get(number) is not partition:
+        if self._holdings.partitions.get(number) is not partition or not self._holdings.may_create(number):
             # It moves; its next owner finds an incomplete shape and ends it.
             raise _try_again()
         shape = Shape(

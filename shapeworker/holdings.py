@@ -17,8 +17,14 @@ class Holdings:
         self.generation = 0
         self.acknowledged = 0
         self.partitions: dict[int, Partition] = {}
+        self.leaving: set[int] = set()
+        """Partitions that are being given back: no shape may be made in them any more."""
         self._shapes: dict[str, Shape] = {}
         self._by_request: dict[ShapeRequest, Shape] = {}
+
+    def may_create(self, number: int) -> bool:
+        """Whether new shapes may be made in this partition."""
+        return number in self.partitions and number not in self.leaving
 
     def add(self, shape: Shape) -> None:
         """A shape that lives in a held partition."""

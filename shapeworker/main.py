@@ -376,7 +376,7 @@ class Worker:
         self._requests.message(parts)
 
     def _fed_here(self, partition: int) -> bool:
-        return partition in self._fed and partition in self._holdings.partitions
+        return partition in self._fed and self._holdings.may_create(partition)
 
     def _holds(self, handle: str) -> bool:
         total = self._holdings.total

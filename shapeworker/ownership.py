@@ -83,6 +83,7 @@ class Ownership:
     async def release(self, number: int) -> None:
         """Give one partition back. Its shapes in creation end; the others wait on the disk for their next owner."""
         partition = self._holdings.partitions[number]
+        self._holdings.leaving.add(number)
         for shape in self._holdings.of_partition(number):
             if shape.life is Life.CREATING:
                 self._endings.end(shape, "its worker gave the partition away before it was complete")
@@ -95,6 +96,7 @@ class Ownership:
                 shape.log.close()
                 shape.log = None
         del self._holdings.partitions[number]
+        self._holdings.leaving.discard(number)
         await asyncio.get_running_loop().run_in_executor(self._disk, partition.close)
 
     async def release_all(self) -> None:

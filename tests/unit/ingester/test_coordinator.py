@@ -244,3 +244,11 @@ def test_another_generation_is_assigned_to_all_anew() -> None:
     coordinator.assign_anew()
     assert sorted(a.worker for a in coordinator.assignments()) == ["a", "b"]
     assert coordinator.owners() == {}
+
+
+def test_a_heartbeat_before_the_first_hello_takes_nothing_away() -> None:
+    """A worker that outlived the former ingester is heard before it has understood that there is a new one."""
+    coordinator = Coordinator(PARTITIONS)
+    assert coordinator.heard(0.0, b"a:1") is None
+    assert coordinator.assignments() == []
+    assert coordinator.members == {}
