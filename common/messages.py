@@ -347,8 +347,12 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
 
 
 class Applied(msgspec.Struct, tag="applied", frozen=True):
-    """All commits up to ``lsn`` are readable in the shapes of these partitions. Published after the Tails."""
+    """All commits up to ``lsn`` are readable in the shapes of these partitions. Published after the Tails.
 
+    LSNs of different generations are not comparable: they may come from different databases.
+    """
+
+    generation: int
     lsn: int
     partitions: tuple[int, ...]
 

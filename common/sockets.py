@@ -16,6 +16,10 @@ DRAIN_LIMIT = 256
 """Messages handled before other callbacks of the loop get their turn."""
 
 
+RECONNECT_MS = (50, 1000)
+HEARTBEAT_MS = 1000
+
+
 class Channel:
     """A connected or bound socket whose messages are handed to ``on_message(parts)`` on the running loop.
 
@@ -104,9 +108,12 @@ def _socket(context: zmq.Context[Any], kind: int, options: dict[int, int | bytes
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
-    # A peer that died without a word is noticed on tcp, too, so that a new process under its name can take over.
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[0])
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS[1])
+    # Over tcp a peer can vanish without a word: then both sides must notice, and connect anew.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4 * HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, 4 * HEARTBEAT_MS)
     for option, value in (options or {}).items():
         socket.setsockopt(option, value)
     return socket

@@ -101,9 +101,9 @@ class Gateway:
         """A worker says that the shape with this handle is gone."""
         self._live.ended(handle)
 
-    def on_applied(self, lsn: int, partitions: tuple[int, ...]) -> None:
+    def on_applied(self, generation: int, lsn: int, partitions: tuple[int, ...]) -> None:
         """A worker says that all commits up to here are readable."""
-        self._progress.applied(lsn, partitions)
+        self._progress.applied(generation, lsn, partitions)
 
     def _on_status(self, parts: list[bytes]) -> None:
         try:

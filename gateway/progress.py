@@ -21,8 +21,10 @@ class Progress:
             self._generation = generation
             self._lsns.clear()
 
-    def applied(self, lsn: int, partitions: Iterable[int]) -> None:
-        """All commits up to ``lsn`` are readable in the shapes of these partitions."""
+    def applied(self, generation: int, lsn: int, partitions: Iterable[int]) -> None:
+        """All commits up to ``lsn`` are readable in the shapes of these partitions; of another generation: nothing."""
+        if generation != self._generation:
+            return
         for partition in partitions:
             if lsn > self._lsns.get(partition, 0):
                 self._lsns[partition] = lsn

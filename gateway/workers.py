@@ -45,7 +45,7 @@ class Listener(Protocol):
     def on_ended(self, handle: str) -> None:
         """The shape with this handle is gone."""
 
-    def on_applied(self, lsn: int, partitions: tuple[int, ...]) -> None:
+    def on_applied(self, generation: int, lsn: int, partitions: tuple[int, ...]) -> None:
         """All commits up to here are readable in these partitions."""
 
 
@@ -165,7 +165,7 @@ class _Link:
             topic, body = parts
             if topic == APPLIED_TOPIC:
                 applied = decode_applied(body)
-                self._listener.on_applied(applied.lsn, applied.partitions)
+                self._listener.on_applied(applied.generation, applied.lsn, applied.partitions)
                 return
             handle = topic[1:-1].decode()
             if isinstance(decode_handle_event(body), Tail):

@@ -13,6 +13,9 @@ import xxhash
 
 from common.messages import Hello
 
+REPEAT = 2.0
+"""Seconds after which an assignment that is not carried out yet is told again: the message may have been lost."""
+
 
 @dataclass
 class Member:
@@ -31,6 +34,7 @@ class Member:
     fed: frozenset[int] = frozenset()
     tables: set[int] = field(default_factory=set)
     lost: bool = False
+    told: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -52,15 +56,16 @@ class Coordinator:
 
     ``grace``: silence after which a worker has lost its partitions. ``settle``: how long the membership must be quiet
     before partitions move because somebody joined, so that workers started together cause one move and not many.
+    ``version``: above any that an earlier coordinator has used, since what workers answered that one may still arrive.
     """
 
-    def __init__(self, partitions: int, *, grace: float = 5.0, settle: float = 0.5) -> None:
+    def __init__(self, partitions: int, *, grace: float = 5.0, settle: float = 0.5, version: int = 0) -> None:
         self.partitions = partitions
         self.members: dict[str, Member] = {}
         self._grace = grace
         self._settle = settle
         self._given_up: dict[str, Member] = {}
-        self._version = 0
+        self._version = version
         self._expired = False
         self._move_at: float | None = None
         self._out: dict[str, Assignment] = {}
@@ -88,7 +93,7 @@ class Coordinator:
         member.events = hello.events
         if hello.version == 0:
             # It knows of no assignment: it has just started, or has just met this ingester.
-            member.fed = frozenset()
+            member.fed = member.held = frozenset()
             if member.version and member.version not in (out.version for out in self._out.values()):
                 self._assign(member, member.assigned)
         elif hello.version == member.version:
@@ -96,6 +101,9 @@ class Coordinator:
             member.held_version = hello.version
             member.tables = set(hello.tables)
             member.lost = member.lost or hello.lost
+        elif member.version and member.worker not in self._out:
+            # It speaks of an older assignment: the present one may not have reached it.
+            self._repeat(member)
 
     def heard(self, now: float, peer: bytes) -> Member | None:
         """Any sign of life of the incarnation ``<worker>:<boot>``; the member it is, or ``None`` if it is superseded.
@@ -117,6 +125,11 @@ class Coordinator:
         member.heard = now
         return member
 
+    def excuse(self, seconds: float) -> None:
+        """Nobody listened for so long: silence in that time is nobody's fault."""
+        for member in self.members.values():
+            member.heard += seconds
+
     def leave(self, now: float, worker: str) -> None:
         """The worker has released everything and goes: its partitions move at once."""
         if self.members.pop(worker, None) is not None:
@@ -125,6 +138,10 @@ class Coordinator:
 
     def tick(self, now: float) -> list[str]:
         """Let time pass; returns the workers that have just been given up."""
+        for member in self.members.values():
+            if member.version and not member.ready and now - member.told > REPEAT and member.worker not in self._out:
+                self._repeat(member)
+                member.told = now
         silent = [name for name, member in self.members.items() if now - member.heard > self._grace]
         for name in silent:
             self._given_up[name] = self.members[name]
@@ -145,17 +162,20 @@ class Coordinator:
     def needs_epoch(self) -> bool:
         """Whether a ready worker holds partitions that the present epoch does not feed it, lost frames, or has none."""
         return any(
-            member.ready and (self._expired or member.lost or not member.held <= member.fed)
+            (member.ready or bool(member.held)) and (self._expired or member.lost or not member.held <= member.fed)
             for member in self.members.values()
         )
 
     def start_epoch(self) -> dict[str, frozenset[int]]:
-        """A new epoch starts: from now on every ready worker is fed what it holds. Returns who is fed what."""
+        """A new epoch starts: every worker is fed what it holds, also one that still waits for more partitions.
+
+        Returns who is fed what.
+        """
         for member in self.members.values():
-            member.fed = member.held & member.assigned if member.ready else frozenset()
+            member.fed = member.held & member.assigned
             member.lost = False
         self._expired = False
-        return {name: member.fed for name, member in self.members.items() if member.ready}
+        return {name: member.fed for name, member in self.members.items() if member.ready or member.held}
 
     def expire_epoch(self) -> None:
         """The stream is gone. Owners stay who they are: what they have is still served."""
@@ -165,7 +185,7 @@ class Coordinator:
         """The shapes have to belong to another generation: every worker must open its partitions again."""
         for member in self.members.values():
             if member.version:
-                member.fed = frozenset()
+                member.fed = member.held = frozenset()
                 self._assign(member, member.assigned)
 
     def owners(self) -> dict[int, str]:
@@ -190,13 +210,17 @@ class Coordinator:
             if member.version == 0 or member.assigned != share:
                 self._assign(member, frozenset(share))
 
+    def _repeat(self, member: Member) -> None:
+        self._out[member.worker] = Assignment(member.worker, member.version, tuple(sorted(member.assigned)))
+
     def _assign(self, member: Member, share: frozenset[int]) -> None:
         self._version += 1
         member.version = self._version
         member.assigned = share
         # What it must give back is not its own from here on, whatever it still reports about it.
         member.fed &= share
-        self._out[member.worker] = Assignment(member.worker, self._version, tuple(sorted(share)))
+        member.held &= share
+        self._repeat(member)
 
 
 def rendezvous(partition: int, workers: list[str]) -> str | None:

@@ -40,6 +40,9 @@ log = structlog.get_logger()
 TICK: Final = 0.1
 """Seconds between two looks at who has fallen silent."""
 
+PAUSED: Final = 1.0
+"""A tick that is so late (s) says more about this process than about the workers."""
+
 STATUS_BACKLOG: Final = 1000
 """Status messages that may wait for a process that does not read; beyond them they are dropped."""
 
@@ -64,7 +67,14 @@ class Group:
         self._on_change = on_change
         self._context: zmq.Context[Any] = zmq.Context()
         self._workers = Channel(
-            bound(self._context, zmq.ROUTER, settings.stream_endpoint, {zmq.ROUTER_MANDATORY: 1}), self._on_message
+            bound(
+                self._context,
+                zmq.ROUTER,
+                settings.stream_endpoint,
+                # HANDOVER: a worker whose connection is half dead must get through on its next one.
+                {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1},
+            ),
+            self._on_message,
         )
         self._events = Channel(
             bound(self._context, zmq.PUB, settings.status_endpoint, {zmq.SNDHWM: STATUS_BACKLOG}), None
@@ -86,9 +96,11 @@ class Group:
             self.flushed = position
         self.system = system or self.system
         changed = generation != self.generation
+        if changed:
+            self.fanout.ring.clear()
         self.generation = generation
         if self.coordinator is None:
-            self.coordinator = Coordinator(partitions)
+            self.coordinator = Coordinator(partitions, version=time.time_ns() // 1_000_000)
         elif changed:
             self.coordinator.assign_anew()
         self.flushed = max(self.flushed, position)
@@ -112,8 +124,14 @@ class Group:
 
     async def run(self) -> None:
         """Give up workers that fall silent, for ever."""
+        last = time.monotonic()
         while True:
             await asyncio.sleep(TICK)
+            now = time.monotonic()
+            if now - last > PAUSED and self.coordinator is not None:
+                # It was this process that stood still: what workers said meanwhile is still to be read.
+                self.coordinator.excuse(now - last)
+            last = now
             if self.coordinator is not None:
                 for worker in self.coordinator.tick(time.monotonic()):
                     log.warning("a worker is silent; its partitions move", worker=worker)
@@ -152,6 +170,9 @@ class Group:
         message = decode_from_worker(body)
         now = time.monotonic()
         if isinstance(message, Hello):
+            former = coordinator.members.get(message.worker)
+            if former is not None and former.boot != message.boot:
+                self._forget(message.worker)
             coordinator.hello(now, peer, message)
             self._coordinate()
             return

@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn
 
 import psycopg
@@ -41,6 +41,9 @@ SLOT_PATIENCE: Final = 30.0
 """Seconds that Postgres gets to notice that the former stream of the slot is closed."""
 
 SLOT_RETRY: Final = 0.1
+
+RELATION_RETRY: Final = 0.5
+"""Seconds between two attempts to look a relation up while the stream waits for it."""
 
 BACKOFF: Final = (0.5, 10.0)
 """Seconds: first and longest pause between two attempts to get a session."""
@@ -86,7 +89,9 @@ class Ingester:
         self._lost: Exception | None = None
         self._epoch = 0
         self._halts: set[str] = set()
-        self._boundaries: list[asyncio.Future[None]] = []
+        self._stalled = False
+        self._at_boundary: list[Callable[[], None]] = []
+        self._acknowledging = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._adopting: set[int] = set()
 
@@ -103,6 +108,10 @@ class Ingester:
             if not failed.done():
                 failed.set_result(1)
 
+        def fail(_: Exception) -> None:
+            if not failed.done():
+                failed.set_result(1)
+
         loop.set_exception_handler(on_exception)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
@@ -115,7 +124,7 @@ class Ingester:
             # Workers may open their partitions while the database is still out of reach.
             self._group.adopt(stored.partitions, stored.generation, stored.acknowledged + 1)
         for coroutine in (self._group.run(), self._beat(), self._acknowledge()):
-            self._spawn(coroutine, failed)
+            self._spawn(coroutine, on_failure=fail)
         life = loop.create_task(self._live())
         waits: list[asyncio.Future[Any]] = [life, failed, loop.create_task(self._stop.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -127,16 +136,18 @@ class Ingester:
         life.cancel()
         return 0
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], failed: asyncio.Future[int] | None = None) -> None:
+    def _spawn(
+        self, coroutine: Coroutine[Any, Any, None], on_failure: Callable[[Exception], None] = lambda _: None
+    ) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                log.error("a task of the ingester failed", exc_info=task.exception())
-                if failed is not None and not failed.done():
-                    failed.set_result(1)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                log.error("a task of the ingester failed", exc_info=error)
+                on_failure(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
         task.add_done_callback(done)
 
@@ -220,7 +231,7 @@ class Ingester:
             on_remedy=lambda reason, remedy: log.warning("an operator can help", reason=reason, sql=remedy),
         )
         self._subscriptions = Subscriptions(
-            self._publication, self._admin, group.coordinator, group.fanout, self._boundary
+            self._publication, self._admin, group.coordinator, group.fanout, self._when_between
         )
         self._lost = None
         group.coordinator.expire_epoch()
@@ -252,8 +263,9 @@ class Ingester:
         self._epoch = (await asyncio.to_thread(self._file.update, epoch=self._epoch + 1)).epoch
         await self._move_acknowledged()
         self._halts.clear()
+        self._stalled = False
         fed = self._group.start_epoch(self._epoch)
-        self._release_boundaries()
+        self._reached_boundary()
         await self._open_stream(session)
         log.info("epoch started", epoch=self._epoch, position=self._group.flushed, workers=fed)
 
@@ -302,14 +314,14 @@ class Ingester:
         fanout = self._group.fanout
         if kind == pgoutput.RELATION:
             self._halt("relation")
-            self._spawn(self._on_relation(payload))
+            self._spawn(self._on_relation(payload), on_failure=self.lost)
             return
         fanout.message(payload)
         if kind == pgoutput.COMMIT:
             assert self._group.watermark is not None
             self._group.watermark.dispatched(fanout.dispatched)
-            if self._boundaries:
-                self._release_boundaries()
+            if self._at_boundary:
+                self._reached_boundary()
         if fanout.blocked:
             self._halt("credit")
 
@@ -342,11 +354,15 @@ class Ingester:
             try:
                 ancestors = (await publication.family(oid)).ancestors
             except _DATABASE_ERRORS as error:
-                log.warning("a relation cannot be looked up; the stream waits", oid=oid, error=classify(error).message)
-                await asyncio.sleep(0.05)
+                reason = f"a relation cannot be looked up: {classify(error).message}"
+                log.warning("the stream waits", oid=oid, reason=reason)
+                self._stalled = True
+                self._group.say("starting", reason)
+                await asyncio.sleep(RELATION_RETRY)
                 continue
             if self._stream is not stream:
                 return
+            self._stalled = False
             fanout.set_ancestors(oid, ancestors)
             fanout.message(payload)
             if fanout.wants(oid) and pgoutput.parse_relation(payload).identity != "f":
@@ -373,17 +389,17 @@ class Ingester:
             if not self._halts and self._stream is not None:
                 self._stream.resume()
 
-    async def _boundary(self) -> None:
-        while self._group.fanout.open:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._boundaries.append(future)
-            await future
+    def _when_between(self, action: Callable[[], None]) -> None:
+        """Do this between two transactions: now, or right after the commit of the one that is passing."""
+        if self._group.fanout.open:
+            self._at_boundary.append(action)
+        else:
+            action()
 
-    def _release_boundaries(self) -> None:
-        boundaries, self._boundaries = self._boundaries, []
-        for future in boundaries:
-            if not future.done():
-                future.set_result(None)
+    def _reached_boundary(self) -> None:
+        actions, self._at_boundary = self._at_boundary, []
+        for action in actions:
+            action()
 
     # ---- acknowledging and telling
 
@@ -403,14 +419,15 @@ class Ingester:
 
     async def _move_acknowledged(self) -> None:
         group = self._group
-        assert group.watermark is not None
-        position = group.watermark.acknowledged()
-        if position > group.flushed:
-            # Recorded first: a slot that is ahead of what is recorded means that somebody else moved it (INV-2).
-            await asyncio.to_thread(self._file.update, acknowledged=position - 1)
-            group.flushed = max(group.flushed, position)
-            if self._stream is not None:
-                self._stream.send_status()
+        async with self._acknowledging:
+            assert group.watermark is not None
+            position = group.watermark.acknowledged()
+            if position > group.flushed:
+                # Recorded first: a slot that is ahead of what is recorded means that somebody else moved it (INV-2).
+                await asyncio.to_thread(self._file.update, acknowledged=position - 1)
+                group.flushed = max(group.flushed, position)
+                if self._stream is not None:
+                    self._stream.send_status()
 
     async def _beat(self) -> None:
         while True:
@@ -424,6 +441,8 @@ class Ingester:
         unowned = self._group.unowned
         if unowned:
             self._group.say("starting", f"{unowned} partitions have no worker yet")
+        elif self._stream is not None and self._stalled:
+            self._group.publish()
         elif self._stream is not None:
             if self._group.state != "active":
                 log.info("active")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
 import psycopg
@@ -275,7 +275,7 @@ class Publication:
         pause = 0.02
         while True:
             async with self._admin.connection() as connection:
-                running = (await _snapshot(connection)).xip
+                running = (await current_snapshot(connection)).xip
             open_then = running if open_then is None else open_then & running
             if not open_then:
                 return member.memberships
@@ -310,18 +310,13 @@ def refusal(error: Exception) -> NotPublished:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-async def unseen(admin: Connection, xids: Iterable[int]) -> tuple[int, ...]:
-    """Those of the 64-bit ``xids`` whose effects a snapshot taken now does not show (engine.md H-C, 26.3)."""
-    snapshot = await _snapshot(admin)
-    return tuple(xid for xid in xids if not snapshot.shows(xid))
-
-
 async def full_xid(admin: Connection) -> int:
     """A 64-bit transaction id of this moment, to widen 32-bit ones by (``common.xid.widen``)."""
-    return (await _snapshot(admin)).xmax
+    return (await current_snapshot(admin)).xmax
 
 
-async def _snapshot(connection: Connection) -> Snapshot:
+async def current_snapshot(connection: Connection) -> Snapshot:
+    """What a snapshot taken now shows."""
     cursor = await connection.execute("SELECT pg_current_snapshot()::text")
     row = await cursor.fetchone()
     assert row is not None

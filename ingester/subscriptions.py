@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import psycopg
 import structlog
@@ -13,7 +13,7 @@ from common.postgres import DatabaseProblem, Pool, classify
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
 from ingester.membership import NotPublished
-from ingester.publication import Publication, unseen
+from ingester.publication import Publication, current_snapshot
 
 log = structlog.get_logger()
 
@@ -27,14 +27,14 @@ class Subscriptions:
         admin: Pool,
         coordinator: Coordinator,
         fanout: Fanout,
-        boundary: Callable[[], Awaitable[None]],
+        at_boundary: Callable[[Callable[[], None]], None],
     ) -> None:
-        """``boundary`` waits until the stream is between two transactions."""
+        """``at_boundary`` calls back when the stream is between two transactions, before the next one begins."""
         self._publication = publication
         self._admin = admin
         self._coordinator = coordinator
         self._fanout = fanout
-        self._boundary = boundary
+        self._at_boundary = at_boundary
         self._tasks: set[asyncio.Task[None]] = set()
 
     def subscribe(self, worker: str, peer: bytes, request: Subscribe) -> None:
@@ -65,14 +65,23 @@ class Subscriptions:
             self._fanout.answer(worker, answer)
 
     async def _enter(self, worker: str, peer: bytes, request: Subscribe) -> Subscribed:
+        position: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def enter() -> None:
+            member = self._coordinator.members.get(worker)
+            if member is not None and member.peer == peer:
+                member.tables.add(request.table)
+                self._fanout.subscribe(worker, request.table)
+            if not position.done():
+                position.set_result(self._fanout.dispatched)
+
         # Never inside a transaction: the worker would get a part of it and take that for the whole.
-        await self._boundary()
-        member = self._coordinator.members.get(worker)
-        if member is not None and member.peer == peer:
-            member.tables.add(request.table)
-            self._fanout.subscribe(worker, request.table)
-        position = self._fanout.dispatched
-        ring = self._fanout.ring
+        self._at_boundary(enter)
+        dispatched = await position
         async with self._admin.connection() as connection:
-            hidden = await unseen(connection, [xid for xid, lsn in ring if lsn <= position])
-        return Subscribed(request.id, position, hidden)
+            snapshot = await current_snapshot(connection)
+        ring = self._fanout.ring
+        while ring and snapshot.shows(ring[0][0]):
+            ring.popleft()  # seen once, seen by every later snapshot
+        unseen = tuple(xid for xid, lsn in ring if lsn <= dispatched and not snapshot.shows(xid))
+        return Subscribed(request.id, dispatched, unseen)

@@ -36,9 +36,9 @@ class Announcer:
         if topic in self._watched:
             self._channel.send([topic, encode(Ended(reason))])
 
-    def applied(self, lsn: int, partitions: Iterable[int]) -> None:
+    def applied(self, generation: int, lsn: int, partitions: Iterable[int]) -> None:
         """All commits up to ``lsn`` are readable in the shapes of these partitions."""
-        self._channel.send([APPLIED_TOPIC, encode(Applied(lsn, tuple(partitions)))])
+        self._channel.send([APPLIED_TOPIC, encode(Applied(generation, lsn, tuple(partitions)))])
 
     def close(self) -> None:
         """Close the socket."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -25,8 +25,12 @@ SPILL_BYTES = 256 * 1024
 """Of one shape and transaction, kept here before they go to its log's buffer."""
 
 
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""What the machine lacks, not what is wrong with a shape."""
+
+
 class StorageFull(Exception):
-    """There is no room on the disk: nothing is wrong with any shape, the worker must wait and be sent it again."""
+    """The disk, or the descriptors, are used up: no shape is at fault, the worker must wait and be sent it again."""
 
 
 class Events(Protocol):
@@ -187,7 +191,7 @@ class Applier:
             if end is not None:
                 self._events.written(shape, end)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _FULL:
                 raise StorageFull(str(error)) from error
             self._end(shape, f"its log cannot be written: {error.strerror}")
 
@@ -203,6 +207,8 @@ class Applier:
             if shape.log is None:
                 self._open_log(shape)
         except (OSError, DamagedLog) as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise StorageFull(str(error)) from error
             self._end(shape, f"its log cannot be opened: {error}")
             shape.skips = True
             return

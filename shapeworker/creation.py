@@ -58,6 +58,7 @@ class Creator:
         snapshots: int,
         subscribe: Callable[[Subscribe], None],
         on_written: Callable[[Shape, Offset], None],
+        on_active: Callable[[Shape], None],
     ) -> None:
         """``snapshots``: how many may be read at a time. ``subscribe`` sends the ingester a request for a table."""
         self._settings = settings
@@ -69,6 +70,7 @@ class Creator:
         self._pool = pool
         self._subscribe = subscribe
         self._on_written = on_written
+        self._on_active = on_active
         self._snapshots = Snapshots(
             settings.pooled_database_url, threads=snapshots, prefer_ipv6=settings.database_use_ipv6
         )
@@ -265,6 +267,7 @@ class Creator:
         if await loop.run_in_executor(self._disk, activate, shape.handle, snapshot, shape.filter_until):
             if shape.life is Life.CREATING:
                 shape.life = Life.ACTIVE
+                self._on_active(shape)
         elif shape.life is Life.CREATING:
             self._endings.end(shape, "it ended while it became active")
 

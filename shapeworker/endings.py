@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -12,7 +13,7 @@ import structlog
 
 from shapeworker.apply import Applier
 from shapeworker.holdings import Holdings
-from shapeworker.partition import mark_ended
+from shapeworker.partition import Partition, mark_ended
 from shapeworker.shape import Life, Shape
 from shapeworker.sync import Syncer
 
@@ -44,6 +45,8 @@ class Endings:
         self._disk = disk
         self._on_ended = on_ended
         self._tasks: set[asyncio.Task[None]] = set()
+        self.unmarked: Counter[int] = Counter()
+        """Per partition, the shapes that have ended but whose readers cannot see it yet."""
 
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over, from now on and for this reason."""
@@ -58,10 +61,12 @@ class Endings:
             shape.started.set_exception(ShapeEnded(reason))
         if shape.building is not None and shape.building is not asyncio.current_task():
             shape.building.cancel()
+        self.unmarked[shape.partition] += 1
         loop = asyncio.get_running_loop()
         tombstone: asyncio.Future[None] = loop.create_future()
         self._syncer.wait_for(tombstone)
-        task = loop.create_task(self._carry_out(shape, reason, tombstone))
+        partition = self._holdings.partitions[shape.partition]
+        task = loop.create_task(self._carry_out(shape, reason, partition, tombstone))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -70,8 +75,9 @@ class Endings:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _carry_out(self, shape: Shape, reason: str, tombstone: asyncio.Future[None]) -> None:
-        partition = self._holdings.partitions[shape.partition]
+    async def _carry_out(
+        self, shape: Shape, reason: str, partition: Partition, tombstone: asyncio.Future[None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         try:
             await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)
@@ -80,6 +86,7 @@ class Endings:
         # Through the open log if there is one: it keeps the header, and would write its own copy over the mark.
         marked = partial(mark_ended, shape.directory) if shape.log is None else shape.log.mark_ended
         await self._insist(marked, shape)
+        self.unmarked[shape.partition] -= 1
         self._on_ended(shape, reason)
         if shape.building is not None:
             # The snapshot's thread must have let go of the files.

@@ -76,7 +76,11 @@ class Worker:
         self._boot = secrets.token_hex(8)
         self._ingester = ""
         self._version = 0
-        self._fed: tuple[int, ...] = ()
+        self._fed: set[int] = set()
+        self._generation = 0
+        # The epoch whose start has been processed. Reports are about that one, not about frames that only announce one.
+        self._reporting = 0
+        self._retry: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._full = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -97,6 +101,7 @@ class Worker:
             self._endings,
             self._disk,
             self._on_held,
+            self._fed.discard,
         )
         connections = max(1, settings.db_pool_size // max(1, settings.workers))
         self._pool = Pool(
@@ -117,6 +122,7 @@ class Worker:
             snapshots=max(1, connections - connections // 4),
             subscribe=self._subscribe,
             on_written=self.written,
+            on_active=self._logs.open,
         )
         self._intake = Intake()
 
@@ -219,7 +225,7 @@ class Worker:
         while True:
             if not self._ingester:
                 self._hello(0)
-            self._send(Durable(self._intake.epoch, self._syncer.durable))
+            self._send(Durable(self._reporting, self._syncer.durable))
             self._publish_applied()
             await asyncio.sleep(HEARTBEAT)
 
@@ -261,6 +267,8 @@ class Worker:
             if verdict is Verdict.START:
                 self._applier.restart()
                 self._full = False
+                # Answers in frames that were given up are not repeated by themselves.
+                self._creator.subscribe_anew()
             try:
                 for kind, index, payload in records(frame):
                     if kind == ANSWER:
@@ -285,7 +293,10 @@ class Worker:
         leave a gap that its log cannot show. It joins here, where all that it may have missed comes again.
         """
         self._syncer.restart(position)
-        self._fed = fed
+        self._reporting = self._intake.epoch
+        self._generation = self._holdings.generation
+        self._fed.clear()
+        self._fed.update(fed)
         for shape in self._holdings:
             if shape.partition in fed:
                 self._applier.add(shape)
@@ -298,12 +309,14 @@ class Worker:
         self._full = True
         self._intake.forget()
         self._applier.restart()
-        asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
 
     def _retry_full(self) -> None:
+        self._retry = None
         if self._full and not self._stopping.is_set():
             self._hello(self._version)
-            asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
+            self._retry = asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
 
     # ---- to the ingester
 
@@ -334,7 +347,7 @@ class Worker:
         self._stream.send([MESSAGE, encode(message)])
 
     def _on_durable(self, lsn: int) -> None:
-        self._send(Durable(self._intake.epoch, lsn))
+        self._send(Durable(self._reporting, lsn))
 
     # ---- what applying leads to
 
@@ -365,10 +378,11 @@ class Worker:
             self._send(Unsubscribe(table))
 
     def _publish_applied(self) -> None:
-        held = self._holdings.partitions
-        partitions = [partition for partition in self._fed if partition in held]
+        # A shape that has ended but cannot be told from a living one yet lacks what came after its end.
+        unmarked = self._endings.unmarked
+        partitions = [partition for partition in self._fed if self._fed_here(partition) and not unmarked[partition]]
         if partitions and not self._full:
-            self._announcer.applied(self._syncer.applied, partitions)
+            self._announcer.applied(self._generation, self._syncer.applied, partitions)
 
     # ---- gateways
 
@@ -380,7 +394,8 @@ class Worker:
 
     def _holds(self, handle: str) -> bool:
         total = self._holdings.total
-        return bool(total) and partition_of_handle(handle, total) in self._holdings.partitions
+        number = partition_of_handle(handle, total) if total else None
+        return number is not None and self._holdings.may_create(number)
 
 
 async def _run(settings: Settings, worker_id: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -39,8 +40,10 @@ class Ownership:
         endings: Endings,
         disk: Executor,
         on_held: Callable[[int], None],
+        on_release: Callable[[int], None],
     ) -> None:
-        """``on_held(version)``: the worker now holds exactly what this assignment says."""
+        """``on_held(version)``: the worker now holds exactly what this assignment says. ``on_release(partition)``: from
+        now on it is not this worker's."""
         self._storage = storage
         self._holdings = holdings
         self._applier = applier
@@ -48,6 +51,7 @@ class Ownership:
         self._endings = endings
         self._disk = disk
         self._on_held = on_held
+        self._on_release = on_release
         self._wanted: Assign | None = None
         self._wake = asyncio.Event()
 
@@ -84,13 +88,17 @@ class Ownership:
         """Give one partition back. Its shapes in creation end; the others wait on the disk for their next owner."""
         partition = self._holdings.partitions[number]
         self._holdings.leaving.add(number)
-        for shape in self._holdings.of_partition(number):
+        self._on_release(number)
+        shapes = self._holdings.of_partition(number)
+        for shape in shapes:
+            # In one step of the loop: whoever is not here any more cannot be ended while its log is being closed.
             if shape.life is Life.CREATING:
                 self._endings.end(shape, "its worker gave the partition away before it was complete")
+            else:
+                self._applier.remove(shape)
+                self._holdings.remove(shape)
         await self._endings.settled()
-        for shape in self._holdings.of_partition(number):
-            self._applier.remove(shape)
-            self._holdings.remove(shape)
+        for shape in shapes:
             if shape.log is not None:
                 await self._syncer.quiet(shape.log)
                 shape.log.close()
@@ -112,10 +120,11 @@ class Ownership:
                 partition, rows = await loop.run_in_executor(
                     self._disk, open_partition, self._storage, number, assignment.generation
                 )
-            except CatalogLocked:
-                if not warned and loop.time() - started > LOCK_WARNING:
+            except (CatalogLocked, OSError, sqlite3.OperationalError) as error:
+                if not warned and (loop.time() - started > LOCK_WARNING or not isinstance(error, CatalogLocked)):
                     warned = True
-                    log.warning("waiting for a partition that another process still holds", partition=number)
+                    cause = "another process still holds it" if isinstance(error, CatalogLocked) else str(error)
+                    log.warning("waiting for a partition", partition=number, reason=cause)
                 await asyncio.sleep(LOCK_RETRY)
                 continue
             self._adopt(partition, rows)

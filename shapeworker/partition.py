@@ -83,7 +83,8 @@ def open_partition(storage: Path, number: int, generation: int) -> tuple[Partiti
             if orphan.name not in known:
                 mark_ended(orphan)
                 retire(orphan, partition.trash)
-        partition.sweep()
+        with contextlib.suppress(OSError):
+            partition.sweep()  # what cannot be removed now is tried again every few seconds
     except BaseException:
         partition.close()
         raise

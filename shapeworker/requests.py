@@ -24,6 +24,7 @@ from common.messages import (
     encode,
 )
 from common.shape import ShapeRequest, partition_of, partition_of_handle
+from common.shapelog.layout import DamagedLog
 from shapeworker.endings import ShapeEnded
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Shape
@@ -96,7 +97,7 @@ class Requests:
     async def _answer(self, request: Request) -> Reply:
         holdings = self._holdings
         if isinstance(request, (Ensure, Find)):
-            if not holdings.total or partition_of(request.request.hash(), holdings.total) not in holdings.partitions:
+            if not holdings.total or not holdings.may_create(partition_of(request.request.hash(), holdings.total)):
                 return NotOwner(request.id)
             shape = holdings.by_request(request.request)
             if shape is None and isinstance(request, Find):
@@ -109,7 +110,7 @@ class Requests:
         number = partition_of_handle(request.handle, holdings.total) if holdings.total else None
         if holdings.total and number is None:
             return Missing(request.id)
-        if number not in holdings.partitions:
+        if number is None or not holdings.may_create(number):
             return NotOwner(request.id)
         shape = holdings.by_handle(request.handle)
         if shape is None:
@@ -121,7 +122,11 @@ class Requests:
         return Done(request.id)
 
     def _place(self, number: int, shape: Shape) -> Place:
-        self._readable(shape)
+        try:
+            self._readable(shape)
+        except (DamagedLog, FileNotFoundError) as error:
+            self._end(shape, f"its log cannot be opened: {error}")
+            raise ShapeEnded(str(error)) from error
         return Place(
             id=number, handle=shape.handle, directory=shape.relative, schema=shape.schema, request=shape.request
         )

@@ -105,6 +105,8 @@ class Shape:
             self.skips = bool(self._held) and lsn <= self._held[-1].lsn
         else:
             self.skips = not self.counts(lsn, xid)
+        if self.skips:
+            self._passing = None
 
     def counts(self, lsn: int, xid: int) -> bool:
         """The rule. Only once the snapshot is known."""

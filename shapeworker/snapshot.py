@@ -35,6 +35,9 @@ START_SECONDS: Final = 30.0
 
 LOCK_SECONDS: Final = 20.0
 
+FLUSH_SECONDS: Final = 60.0
+"""How long the server may take to flush the WAL that the snapshot builds on; clients read the snapshot meanwhile."""
+
 _COMMIT_SECONDS = 10.0
 _RETRY_SECONDS = (0.010, 0.050)
 _RETRY_AFTER = 10
@@ -189,6 +192,7 @@ class _Work:
             self._sink.finish(end_line(start.snapshot))
             if not rows:
                 call(on_readable)
+            self._await_flush(connection, start.filter_until)
             return SnapshotTaken(start.snapshot, start.filter_until, rows)
         except DeadlinePassed:
             raise SnapshotFailed(503, "Database connection not available", _RETRY_AFTER, known=True) from None
@@ -242,12 +246,42 @@ class _Work:
             raise SnapshotFailed(503, message, _RETRY_AFTER, known=True) from None
         return count
 
+    def _await_flush(self, connection: SnapshotConnection, filter_until: int) -> None:
+        """Until the server's WAL is on its disk up to ``filter_until``.
+
+        A crash of the server takes back what was not flushed, and then gives the same positions, and the ids of
+        transactions that had not finished, to others, which ``filter_until`` and the snapshot would judge wrongly
+        (engine.md H-E). Asked on the snapshot's own connection, which does not survive a crash.
+        """
+        started = time.monotonic()
+        deadline = started + FLUSH_SECONDS
+        forced = connection.server_version < 170000
+        try:
+            while True:
+                ((flushed,),) = connection.query(_FLUSHED, deadline)
+                if parse_lsn((flushed or b"0/0").decode()) >= filter_until:
+                    return
+                if not forced and time.monotonic() > started + _FORCE_FLUSH_SECONDS:
+                    # An idle server may leave the end of its WAL in memory for 15 s.
+                    connection.query(_FLUSH, deadline)
+                    forced = True
+                if self._stop.wait(_FLUSH_POLL):
+                    raise Stopped
+        except DeadlinePassed:
+            message = "the database does not flush its WAL"
+            raise SnapshotFailed(503, message, _RETRY_AFTER, known=True) from None
+
 
 class _Start(NamedTuple):
     snapshot: Snapshot
     filter_until: int
     table: Table | None = None
 
+
+_FLUSHED = b"SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text"
+_FLUSH = b"SELECT pg_catalog.pg_logical_emit_message(false, 'galvanic', '', true)"
+_FLUSH_POLL = 0.02
+_FORCE_FLUSH_SECONDS = 0.3
 
 _FACTS = b"""
 SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,

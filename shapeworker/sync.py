@@ -102,6 +102,10 @@ class Syncer:
                 try:
                     loop = asyncio.get_running_loop()
                     failures = await loop.run_in_executor(self._thread, self._sync, batch)
+                except BaseException:
+                    # Cancelled: nobody has seen how it ended. The next batch waits for it, since the thread is one.
+                    self._dirty |= batch
+                    raise
                 finally:
                     self._idle.set()
                 for log, error in failures:

@@ -50,6 +50,7 @@ from common.sockets import Channel, bound
 from gateway.gateway import Gateway
 
 PARTITIONS = 4
+GENERATION = 1
 SCHEMA = '{"id":{"type":"int4","not_null":true,"pk_index":0},"prénom":{"type":"text"}}'
 SNAPSHOT_END_ITEM = b'{"headers":{"control":"snapshot-end","xmin":"9","xmax":"9","xip_list":[]}}'
 EVENTUALLY = 20.0
@@ -135,7 +136,7 @@ class Worker:
     def apply(self, lsn: int, *partitions: int) -> None:
         """Tell that these partitions are applied up to here."""
         if not self.mute:
-            self._events.send([APPLIED_TOPIC, encode(Applied(lsn, partitions))])
+            self._events.send([APPLIED_TOPIC, encode(Applied(GENERATION, lsn, partitions))])
 
     def end(self, shape: StoredShape) -> None:
         """End a shape as a worker does: the mark, the move to the trash, the news."""
@@ -297,7 +298,7 @@ class Cluster:
         self.state = "active"
         self.reason = ""
         self.owners = dict.fromkeys(range(PARTITIONS), "w0")
-        self.generation = 1
+        self.generation = GENERATION
         self.silent = False
         self._status = bound(context, zmq.PUB, self.settings.status_endpoint)
         self.gateway = Gateway(self.settings, context)

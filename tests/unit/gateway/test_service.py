@@ -94,9 +94,11 @@ def test_the_message_of_a_503_says_what_is_missing(service: Service, start: str)
 def test_progress_never_goes_back_within_a_generation() -> None:
     progress = Progress()
     progress.begin(1)
-    progress.applied(50, (0, 1))
-    progress.applied(40, (1, 2))
+    progress.applied(1, 50, (0, 1))
+    progress.applied(1, 40, (1, 2))
     progress.begin(1)
     assert [progress.seen(partition) for partition in range(4)] == [50, 50, 40, 0]
     progress.begin(2)
     assert progress.seen(0) == 0
+    progress.applied(1, 60, (0,))
+    assert progress.seen(0) == 0, "a worker that has not heard of the new generation yet speaks of another database"

@@ -252,3 +252,44 @@ def test_a_heartbeat_before_the_first_hello_takes_nothing_away() -> None:
     assert coordinator.heard(0.0, b"a:1") is None
     assert coordinator.assignments() == []
     assert coordinator.members == {}
+
+
+def test_answers_to_a_former_ingester_are_not_taken_for_answers_to_this_one() -> None:
+    coordinator = Coordinator(PARTITIONS, version=1000)
+    coordinator.hello(0.0, b"a:1", hello("a"))
+    coordinator.tick(1.0)
+    (assignment,) = coordinator.assignments()
+    coordinator.hello(1.0, b"a:1", hello("a", 1, (0, 1)))
+    assert not coordinator.needs_epoch
+    assert assignment.version > 1000
+
+
+def test_an_assignment_that_may_be_lost_is_told_again() -> None:
+    coordinator = Coordinator(PARTITIONS)
+    coordinator.hello(0.0, b"a:1", hello("a"))
+    coordinator.tick(1.0)
+    first = coordinator.assignments()
+    coordinator.hello(3.5, b"a:1", hello("a"))
+    coordinator.tick(4.0)
+    assert [again.partitions for again in coordinator.assignments()] == [first[0].partitions]
+
+
+def test_a_worker_that_waits_for_more_partitions_is_fed_those_it_has() -> None:
+    """Another that hangs with its locks must not stop the stream for all (INV-12)."""
+    coordinator = Coordinator(PARTITIONS, grace=GRACE)
+    joined(coordinator, "a", "b")
+    mine = coordinator.members["a"].held
+    coordinator.heard(10.0, b"a:1")
+    assert coordinator.tick(10.0) == ["b"]
+    assert not coordinator.members["a"].ready
+    coordinator.expire_epoch()
+    assert coordinator.needs_epoch
+    assert coordinator.start_epoch() == {"a": mine}
+    assert not coordinator.needs_epoch
+
+
+def test_a_pause_of_the_ingester_is_nobodys_fault() -> None:
+    coordinator = Coordinator(PARTITIONS, grace=GRACE)
+    joined(coordinator, "a")
+    coordinator.excuse(60.0)
+    assert coordinator.tick(61.0) == []

@@ -241,6 +241,17 @@ async def test_waits_until_the_unseen_are_visible(bench: Bench) -> None:
     assert [item["id"] for item in sink.values()] == ["2"]
 
 
+async def test_what_a_snapshot_builds_on_is_flushed_when_it_is_done(bench: Bench) -> None:
+    """A crash of the server must not take back transactions that the snapshot shows (engine.md H-E)."""
+    await bench.execute("CREATE TABLE t (id int PRIMARY KEY, v text)", "SET synchronous_commit = off")
+    for number in range(5):
+        await bench.execute(f"INSERT INTO t VALUES ({number})")
+        taken = await bench.take(await bench.plan())
+        assert taken.rows == number + 1
+        flushed = parse_lsn(await bench.one("SELECT pg_current_wal_flush_lsn()::text"))
+        assert flushed >= taken.filter_until
+
+
 async def test_concurrent_change_of_the_table_waits_or_is_seen(bench: Bench) -> None:
     """A rewrite that is not committed yet: the snapshot waits for it, sees the new table, and refuses it."""
     await bench.execute("CREATE TABLE t (id int PRIMARY KEY, v text)", SERIES.format(5))

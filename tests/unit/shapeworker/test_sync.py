@@ -141,3 +141,23 @@ async def test_a_log_can_be_closed_once_no_batch_touches_it(watch: Watch) -> Non
     log.go.set()
     await asyncio.wait_for(quiet, 10)
     await flushing
+
+
+async def test_a_batch_that_was_cancelled_is_not_taken_for_done(watch: Watch) -> None:
+    """A worker that stops cancels its syncer, and flushes once more itself."""
+    log = FakeLog()
+    log.go.clear()
+    watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    cancelled = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    flushing = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    assert watch.durable == []
+    log.go.set()
+    await flushing
+    assert watch.durable == [150]
+    assert log.syncs == 2
