@@ -1,0 +1,291 @@
+"""Galvanic's real processes, started and killed one by one, as supervisord would run them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+import zmq
+
+from common.messages import STATUS_TOPIC, Status, decode_status
+from common.process import dying_with_this_process
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+LONG_POLL_SECONDS: Final = 4
+"""Of every stack: clients notice within this time what no hint told them."""
+
+_HANG_SECONDS: Final = 120.0
+_TAIL_BYTES: Final = 6000
+_OURS = ("ELECTRIC_", "GALVANIC_", "PG", "DATABASE_URL", "STORAGE_DIR", "PROMETHEUS_")
+
+
+class _Child:
+    """One program under its name; the process behind it changes with each restart."""
+
+    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.wanted = False
+        self.killed = False
+        """Whether its death was our doing."""
+
+
+class Stack:
+    """One ingester, some workers and gateways over one storage directory, on a free port.
+
+    With `keep_alive` a process that dies is started again, as supervisord does. Deaths that nobody asked for, refusals
+    to stop and children left behind are gathered in `problems`. Nothing outlives the test process, however it ends.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        root: Path,
+        *,
+        workers: int = 1,
+        gateways: int = 1,
+        environment: Mapping[str, str] | None = None,
+        keep_alive: bool = True,
+    ) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.storage = root / "storage"
+        self.problems: list[str] = []
+        self._logs = root / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        # Sockets live here, and the path of a Unix socket may have 107 bytes only.
+        self.run_directory = Path(tempfile.mkdtemp(prefix="gv-", dir="/tmp"))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        self.environment = {
+            **inherited,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "DATABASE_URL": database_url,
+            "ELECTRIC_INSECURE": "true",
+            "ELECTRIC_PORT": str(self.port),
+            "ELECTRIC_STORAGE_DIR": str(self.storage),
+            "ELECTRIC_ENABLE_INTEGRATION_TESTING": "true",
+            "ELECTRIC_LONG_POLL_TIMEOUT": str(LONG_POLL_SECONDS * 1000),
+            "ELECTRIC_DB_POOL_SIZE": "6",
+            "GALVANIC_RUN_DIR": str(self.run_directory),
+            **(environment or {}),
+        }
+        self._children: dict[str, _Child] = {}
+        self._keep_alive = keep_alive
+        self._keeper: asyncio.Task[None] | None = None
+        self._declare("ingester", "ingester")
+        for number in range(workers):
+            self._declare(f"w{number:02}", "shapeworker", "--id", f"w{number:02}")
+        for number in range(gateways):
+            self._declare(f"g{number}", "gateway", "--id", f"g{number}")
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        await self.wait_active()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def workers(self) -> list[str]:
+        """The names of the workers that are meant to run."""
+        return [name for name, child in self._children.items() if name.startswith("w") and child.wanted]
+
+    @property
+    def gateways(self) -> list[str]:
+        """The names of the gateways that are meant to run."""
+        return [name for name, child in self._children.items() if name.startswith("g") and child.wanted]
+
+    def start(self) -> None:
+        """Starts every declared process that does not run."""
+        for child in self._children.values():
+            self._launch(child)
+        if self._keep_alive and self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="keeper of the stack")
+
+    async def wait_active(self) -> None:
+        """Waits until `/v1/health` says active."""
+        answer = "nothing"
+        deadline = time.monotonic() + _HANG_SECONDS
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
+                    async with session.get(f"{self.url}/v1/health") as response:
+                        answer = f"{response.status} {await response.text()}"
+                        if response.status == 200 and '"active"' in answer:
+                            return
+                await asyncio.sleep(0.05)
+        raise AssertionError(f"/v1/health does not become active: {answer}")
+
+    async def wait_balanced(self) -> dict[int, str]:
+        """Waits until each partition has an owner and each wanted worker, but no other, some; who owns what."""
+        deadline = time.monotonic() + _HANG_SECONDS
+        status = None
+        while time.monotonic() < deadline:
+            status = await asyncio.to_thread(self._status)
+            complete = status is not None and len(status.owners) == status.partitions
+            if status is not None and complete and set(status.owners.values()) == set(self.workers):
+                return status.owners
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"the partitions do not settle on {self.workers}: {status}")
+
+    def add_worker(self) -> str:
+        """Starts one worker more, under a name never used before."""
+        number = sum(name.startswith("w") for name in self._children)
+        name = f"w{number:02}"
+        self._launch(self._declare(name, "shapeworker", "--id", name))
+        return name
+
+    async def stop_worker(self, name: str) -> None:
+        """SIGTERM, for good: the worker hands its partitions back."""
+        await self._terminate([self._children[name]])
+
+    def lose(self, name: str) -> None:
+        """`kill -9`, for good."""
+        self._children[name].wanted = False
+        self.kill9(name)
+
+    def kill9(self, *names: str) -> None:
+        """`kill -9` of these processes at once, which must run. With `keep_alive` they start again by themselves."""
+        for name in names:
+            child = self._children[name]
+            assert child.process is not None
+            assert child.process.poll() is None, f"{name} does not run, so it cannot be killed"
+            child.killed = True
+            _signal_group(child.process.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """SIGTERM to all, gateways first; what does not go is killed and noted. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        for first in ("g", "w", "i"):
+            await self._terminate([child for name, child in self._children.items() if name.startswith(first)])
+
+    def dispose(self) -> None:
+        """Kills what still runs and removes the run directory."""
+        for child in self._children.values():
+            if child.process is not None and child.process.poll() is None:
+                _signal_group(child.process.pid, signal.SIGKILL)
+                child.process.wait(10)
+        shutil.rmtree(self.run_directory, ignore_errors=True)
+
+    def check(self) -> None:
+        """Raises AssertionError if a process died that nobody killed, or something else went wrong."""
+        assert not self.problems, "\n".join(self.problems)
+
+    def tails(self) -> list[tuple[str, str]]:
+        """The end of each process's log, by name."""
+        tails = []
+        for child in self._children.values():
+            if child.log.exists():
+                with child.log.open("rb") as file:
+                    file.seek(max(0, child.log.stat().st_size - _TAIL_BYTES))
+                    tails.append((child.name, file.read().decode(errors="replace")))
+        return tails
+
+    def _status(self) -> Status | None:
+        """The next status the ingester publishes, or None when there is none for a while."""
+        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+            subscriber.setsockopt(zmq.LINGER, 0)
+            subscriber.subscribe(STATUS_TOPIC)
+            subscriber.connect(f"ipc://{self.run_directory}/status.sock")
+            if not subscriber.poll(3000):
+                return None
+            return decode_status(subscriber.recv_multipart()[-1])
+
+    def _declare(self, name: str, *arguments: str) -> _Child:
+        child = _Child(name, list(arguments), self._logs / f"{name}.log")
+        self._children[name] = child
+        return child
+
+    def _launch(self, child: _Child) -> None:
+        child.wanted = True
+        if child.process is not None and child.process.poll() is None:
+            return
+        child.killed = False
+        with child.log.open("ab") as log:
+            # From the main thread, which lasts: the kernel kills the child when the thread that forked it ends.
+            child.process = subprocess.Popen(
+                [sys.executable, "-m", "deploy", *child.arguments],
+                cwd=REPOSITORY,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                preexec_fn=dying_with_this_process(signal.SIGKILL),
+            )
+
+    async def _keep(self) -> None:
+        while True:
+            for child in list(self._children.values()):
+                process = child.process
+                if not child.wanted or process is None or process.poll() is None:
+                    continue
+                if not child.killed:
+                    self.problems.append(f"{child.name} ended by itself, exit status {process.returncode}")
+                    # A process that cannot start would otherwise fill the log until the test gives up.
+                    await asyncio.sleep(0.5)
+                if child.wanted:
+                    self._launch(child)
+            await asyncio.sleep(0.1)
+
+    async def _terminate(self, children: list[_Child]) -> None:
+        running = []
+        for child in children:
+            if child.wanted and not child.killed and child.process is not None and child.process.poll() is not None:
+                self.problems.append(f"{child.name} ended by itself, exit status {child.process.returncode}")
+            child.wanted = False
+            if child.process is not None and child.process.poll() is None:
+                running.append((child, child.process))
+                child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _HANG_SECONDS
+        while any(process.poll() is None for _, process in running) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        for child, process in running:
+            if process.poll() is None:
+                self.problems.append(f"{child.name} does not stop at SIGTERM")
+            elif process.returncode != 0 and not child.killed:
+                self.problems.append(f"{child.name} exits with {process.returncode} at SIGTERM")
+            if _signal_group(process.pid, signal.SIGKILL) and process.poll() is not None:
+                self.problems.append(f"{child.name} left processes of its own behind")
+            process.wait(10)
+
+
+def _signal_group(group: int, signum: int) -> bool:
+    """Whether there was somebody in the process group to get the signal."""
+    try:
+        os.killpg(group, signum)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    """A free port below the range for outgoing connections: it must stay free while a gateway is dead."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

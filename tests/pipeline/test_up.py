@@ -1,0 +1,91 @@
+"""`galvanic up` as a newcomer and as an operator know it: it starts from nothing, scales, and goes away entirely."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.pipeline.launched import Launched, free_port, galvanic
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+@pytest.fixture
+def started() -> Iterator[Launched]:
+    """A development start that has become active."""
+    directory = Path(tempfile.mkdtemp(prefix="galvanic-up-"))
+    with galvanic("up --workers 1", directory, ELECTRIC_PORT=str(free_port())) as launched:
+        launched.wait_for("then changes:")
+        yield launched
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def printed_url(launched: Launched, label: str) -> str:
+    found = re.search(rf'{label} +curl -i "(http://[^"]+)"', launched.output)
+    assert found is not None, launched.output
+    return found.group(1)
+
+
+def fetch(url: str) -> list[dict[str, object]]:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        assert answer.status == 200
+        return list(json.load(answer))
+
+
+def stopped(launched: Launched, signum: signal.Signals) -> None:
+    launched.process.send_signal(signum)
+    time.sleep(0.2)
+    # An impatient second Ctrl-C does no harm.
+    launched.process.send_signal(signum)
+    assert launched.wait(60) == 0, launched.output
+    assert launched.descendants() == {}
+    assert launched.output.splitlines()[-1] == "galvanic: stopped"
+
+
+def test_from_nothing_to_changes_and_away(started: Launched, tmp_path: Path) -> None:
+    rows = fetch(printed_url(started, "first sync:"))
+    assert len(rows) >= 50
+    changes = fetch(printed_url(started, "then changes:"))
+    assert changes, "the sample table changes every second"
+
+    directory = started.output_file.parent
+    for count in (3, 1, 2):
+        with galvanic(f"scale {count} --run-dir {directory / 'run'}", tmp_path) as scale:
+            assert scale.wait() == 0, scale.output
+            assert scale.output.splitlines()[-1] == f"{count} workers"
+        deadline = time.monotonic() + 30
+        # A worker that was only just spawned is not yet called one.
+        while sum("shapeworker" in line for line in started.descendants().values()) != count:
+            assert time.monotonic() < deadline, started.descendants()
+            time.sleep(0.1)
+    stopped(started, signal.SIGINT)
+
+
+def test_nothing_outlives_a_killed_start(started: Launched) -> None:
+    assert len(started.descendants()) >= 5
+    found = re.search(r"postgresql://\S+", started.output)
+    assert found is not None
+    started.process.kill()
+    started.process.wait()
+    started.wait_until_alone()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(found.group(0), connect_timeout=2)
+
+
+def test_programs_do_not_outlive_a_killed_supervisord(started: Launched) -> None:
+    (supervisord,) = [pid for pid, line in started.descendants().items() if "supervisord" in line]
+    os.kill(supervisord, signal.SIGKILL)
+    assert started.wait() != 0
+    started.wait_until_alone()
