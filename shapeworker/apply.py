@@ -28,6 +28,9 @@ SPILL_BYTES = 256 * 1024
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 """What the machine lacks, not what is wrong with a shape."""
 
+HELD_BYTES: Final = 64 * 1024 * 1024
+"""Of changes that a new shape may hold back in memory until its snapshot is taken; beyond, it is given up."""
+
 
 class StorageFull(Exception):
     """The disk, or the descriptors, are used up: no shape is at fault, the worker must wait and be sent it again."""
@@ -186,8 +189,10 @@ class Applier:
         try:
             if spill:
                 shape.spill(self._lsn)
+            end = None if spill else shape.commit(*commit)
+            if shape.held_bytes > HELD_BYTES:
+                self._end(shape, "too many changes came while it waited for its snapshot")
                 return
-            end = shape.commit(*commit)
             if end is not None:
                 self._events.written(shape, end)
         except OSError as error:

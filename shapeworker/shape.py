@@ -73,6 +73,7 @@ class Shape:
         self._lines: list[bytes] = []
         self._size = 0
         self._held: list[HeldBack] = []
+        self._held_size = 0
 
     @property
     def schema(self) -> str:
@@ -90,6 +91,11 @@ class Shape:
     def busy(self) -> bool:
         """Whether a transaction is passing through it."""
         return self._passing is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of what waits for the snapshot; nothing once that is known."""
+        return self._held_size + self._size if self.snapshot is None else 0
 
     @property
     def last(self) -> Offset:
@@ -136,6 +142,7 @@ class Shape:
         if self.snapshot is None:
             if lines:
                 self._held.append(HeldBack(lsn, xid, ops, lines))
+                self._held_size += sum(map(len, lines))
             return None
         assert self.log is not None
         if lines:
@@ -157,7 +164,7 @@ class Shape:
         """
         self.snapshot = snapshot
         self.filter_until = filter_until
-        held, self._held = self._held, []
+        held, self._held, self._held_size = self._held, [], 0
         end = None
         for lsn, xid, ops, lines in held:
             if self.counts(lsn, xid):

@@ -330,3 +330,19 @@ def test_an_aborted_transaction_comes_again_with_the_same_bytes(tmp_path: Path, 
         feed(applier, relation(), records)
     for name in ("log.json", "log.index"):
         assert (straight.directory / name).read_bytes() == (cut.directory / name).read_bytes()
+
+
+def test_what_a_new_shape_holds_back_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shapeworker.apply.HELD_BYTES", 10_000)
+    monkeypatch.setattr("shapeworker.apply.SPILL_BYTES", 1_000)
+    change = build.insert(OID, [b"1", b"x" * 900])
+    for transactions in ([[change] * 40], [[change]] * 40):
+        events = Recorder()
+        applier = Applier(events, reopen)
+        shape = make_shape(tmp_path)
+        applier.add(shape)
+        feed(applier, relation())
+        for number, changes in enumerate(transactions):
+            feed(applier, transaction(1000 + number, 7 + number, changes))
+        assert events.endings == ["too many changes came while it waited for its snapshot"]
+        assert len(events.commits) == len(transactions), "the stream goes on"
