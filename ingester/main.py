@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import signal
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import psycopg
 import structlog
 import uvloop
 
-from common import pgoutput
 from common.config import Settings
+from common.crash import CrashOnly
 from common.messages import Subscribe
-from common.postgres import Connection, DatabaseProblem, Kind, Pool, Problem, classify
+from common.postgres import DatabaseProblem, Kind, Pool, Problem, classify
+from ingester.feed import Feed
 from ingester.group import Group
 from ingester.publication import Publication
-from ingester.replication import ReplicationStream, StreamLost
-from ingester.session import Session, connect_stream, keep_lock, open_session
-from ingester.slot import drop_slot, end_readers
+from ingester.replication import StreamLost
+from ingester.session import Session, keep_lock, open_session
+from ingester.slot import drop_slot
 from ingester.source import CorruptSource, SourceFile
 from ingester.subscriptions import Subscriptions
 
@@ -36,14 +35,6 @@ HEARTBEAT: Final = 1.0
 
 ACKNOWLEDGE: Final = 0.5
 """Seconds between two movements of the acknowledged position."""
-
-SLOT_PATIENCE: Final = 30.0
-"""Seconds that Postgres gets to notice that the former stream of the slot is closed."""
-
-SLOT_RETRY: Final = 0.1
-
-RELATION_RETRY: Final = 0.5
-"""Seconds between two attempts to look a relation up while the stream waits for it."""
 
 BACKOFF: Final = (0.5, 10.0)
 """Seconds: first and longest pause between two attempts to get a session."""
@@ -64,14 +55,14 @@ class Ingester:
         self._settings = settings
         self._slot = settings.slot_name
         self._file = SourceFile(settings.storage_dir)
-        self._stop = asyncio.Event()
+        self._crash = CrashOnly()
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
         self._group = Group(
             settings,
             secrets.token_hex(8),
             on_subscribe=self._on_subscribe,
-            on_credit=lambda: self._resume("credit"),
+            on_credit=lambda: self._feed.resume("credit"),
             on_change=self._wake.set,
         )
         self._admin = Pool(
@@ -81,40 +72,17 @@ class Ingester:
             pooled=True,
             prefer_ipv6=settings.database_use_ipv6,
         )
-        self._publication: Publication | None = None
+        self._feed = Feed(settings, self._slot, self._group, self._admin, self._crash, self._on_lost)
         self._subscriptions: Subscriptions | None = None
         self._session: Session | None = None
-        self._connection: Connection | None = None
-        self._stream: ReplicationStream | None = None
         self._lost: Exception | None = None
         self._epoch = 0
-        self._halts: set[str] = set()
-        self._stalled = False
-        self._at_boundary: list[Callable[[], None]] = []
         self._acknowledging = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._adopting: set[int] = set()
 
     # ---- life
 
     async def run(self) -> int:
         """Work until told to stop, or until a problem that only a changed setting can solve. Returns the exit code."""
-        loop = asyncio.get_running_loop()
-        failed: asyncio.Future[int] = loop.create_future()
-
-        def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            # Crash only: a part that failed in a way nobody foresaw must not go on half-working.
-            log.error("the ingester failed", error=context.get("message"), exc_info=context.get("exception"))
-            if not failed.done():
-                failed.set_result(1)
-
-        def fail(_: Exception) -> None:
-            if not failed.done():
-                failed.set_result(1)
-
-        loop.set_exception_handler(on_exception)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
         log.info("ingester started", slot=self._slot)
         try:
             stored = self._file.load()
@@ -123,41 +91,25 @@ class Ingester:
         if stored is not None and not stored.broken:
             # Workers may open their partitions while the database is still out of reach.
             self._group.adopt(stored.partitions, stored.generation, stored.acknowledged + 1)
-        for coroutine in (self._group.run(), self._beat(), self._acknowledge()):
-            self._spawn(coroutine, on_failure=fail)
-        life = loop.create_task(self._live())
-        waits: list[asyncio.Future[Any]] = [life, failed, loop.create_task(self._stop.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            return failed.result()
-        if life.done() and not self._stop.is_set():
+        for work in (self._group.run(), self._beat(), self._acknowledge()):
+            self._crash.spawn(work)
+        life = asyncio.get_running_loop().create_task(self._live())
+        crashed = await self._crash.end(life)
+        if crashed is not None:
+            return crashed
+        if life.done():
             return life.result()
         await self._shut_down()
         life.cancel()
         return 0
-
-    def _spawn(
-        self, coroutine: Coroutine[Any, Any, None], on_failure: Callable[[Exception], None] = lambda _: None
-    ) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            error = None if task.cancelled() else task.exception()
-            if error is not None:
-                log.error("a task of the ingester failed", exc_info=error)
-                on_failure(error if isinstance(error, Exception) else RuntimeError(str(error)))
-
-        task.add_done_callback(done)
 
     async def _shut_down(self) -> None:
         """Stop reading, let the workers report what they have, acknowledge it, let go of the slot."""
         log.info("ingester stops")
         self._group.say("starting", "the ingester is stopping")
         watermark = self._group.watermark
-        if self._stream is not None and watermark is not None:
-            self._halt("shutdown")
+        if self._feed.is_open and watermark is not None:
+            self._feed.halt("shutdown")
             deadline = time.monotonic() + DRAIN
             while not watermark.all_durable and time.monotonic() < deadline:  # noqa: ASYNC110 - it changes with messages
                 await asyncio.sleep(0.05)
@@ -165,8 +117,7 @@ class Ingester:
         self._end_session()
         if self._settings.temporary_slot:
             await self._drop_slot()
-        for task in list(self._tasks):
-            task.cancel()
+        self._crash.cancel()
         if self._subscriptions is not None:
             await self._subscriptions.close()
         await self._admin.close()
@@ -222,7 +173,7 @@ class Ingester:
         group.adopt(source.partitions, source.generation, session.position, source.system_identifier)
         assert group.coordinator is not None
         group.fanout.set_anchor(session.xid_anchor)
-        self._publication = Publication(
+        publication = self._feed.publication = Publication(
             self._admin,
             self._settings.publication_name,
             manual=self._settings.manual_table_publishing,
@@ -231,7 +182,7 @@ class Ingester:
             on_remedy=lambda reason, remedy: log.warning("an operator can help", reason=reason, sql=remedy),
         )
         self._subscriptions = Subscriptions(
-            self._publication, self._admin, group.coordinator, group.fanout, self._when_between
+            publication, self._admin, group.coordinator, group.fanout, self._feed.at_boundary
         )
         self._lost = None
         group.coordinator.expire_epoch()
@@ -255,156 +206,35 @@ class Ingester:
     def _on_lock_lost(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             error = task.exception()
-            self.lost(error if isinstance(error, psycopg.Error) else StreamLost("the lock's connection is silent"))
+            self._on_lost(error if isinstance(error, psycopg.Error) else StreamLost("the lock's connection is silent"))
+
+    def _on_lost(self, error: Exception) -> None:
+        self._lost = error
+        self._wake.set()
 
     async def _new_epoch(self, session: Session) -> None:
         """Rewind: stop the stream if it runs, and start it from what is durable everywhere (architecture.md 2.2)."""
-        self._close_stream()
+        self._feed.close()
         self._epoch = (await asyncio.to_thread(self._file.update, epoch=self._epoch + 1)).epoch
         await self._move_acknowledged()
-        self._halts.clear()
-        self._stalled = False
         fed = self._group.start_epoch(self._epoch)
-        self._reached_boundary()
-        await self._open_stream(session)
+        self._feed.reached_boundary()
+        await self._feed.open(session.status_interval)
         log.info("epoch started", epoch=self._epoch, position=self._group.flushed, workers=fed)
-
-    async def _open_stream(self, session: Session) -> None:
-        deadline = time.monotonic() + SLOT_PATIENCE
-        while True:
-            self._connection = await connect_stream(self._settings)
-            stream = ReplicationStream(self._connection, self, session.status_interval)
-            try:
-                await stream.start(self._slot, self._settings.publication_name, self._group.flushed)
-            except psycopg.errors.ObjectInUse:
-                # The walsender of the former stream is busy and has not noticed yet that nobody listens.
-                self._close_stream()
-                if time.monotonic() > deadline:
-                    raise
-                async with self._admin.connection() as connection:
-                    await end_readers(connection, self._slot)
-                await asyncio.sleep(SLOT_RETRY)
-            else:
-                self._stream = stream
-                return
-
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        if self._connection is not None:
-            # At once and not gracefully: the server may be gone.
-            self._connection.pgconn.finish()
-            self._connection = None
 
     def _end_session(self) -> None:
         self._opened.clear()
-        self._close_stream()
+        self._feed.close()
         if self._session is not None:
             self._session.lock.pgconn.finish()
             self._session = None
         if self._group.coordinator is not None:
             self._group.coordinator.expire_epoch()
 
-    # ---- the stream (ingester.replication.Sink)
-
-    def message(self, payload: bytes) -> None:
-        """A pgoutput message."""
-        kind = payload[0]
-        fanout = self._group.fanout
-        if kind == pgoutput.RELATION:
-            self._halt("relation")
-            self._spawn(self._on_relation(payload), on_failure=self.lost)
-            return
-        fanout.message(payload)
-        if kind == pgoutput.COMMIT:
-            assert self._group.watermark is not None
-            self._group.watermark.dispatched(fanout.dispatched)
-            if self._at_boundary:
-                self._reached_boundary()
-        if fanout.blocked:
-            self._halt("credit")
-
-    def keepalive(self, position: int) -> None:
-        """Postgres has sent everything before ``position``."""
-        if not self._group.fanout.open and self._group.watermark is not None:
-            self._group.watermark.idle(position)
-
-    def drained(self) -> None:
-        """The socket is empty for now."""
-        self._group.fanout.flush()
-        if self._group.fanout.blocked:
-            self._halt("credit")
-
-    def flushed(self) -> int:
-        """The position to report."""
-        return self._group.flushed
-
-    def lost(self, error: Exception) -> None:
-        """The stream is gone."""
-        self._lost = error
-        self._wake.set()
-
-    async def _on_relation(self, payload: bytes) -> None:
-        """Learn the relation's ancestors before its changes are routed; the stream waits (engine.md 5.9)."""
-        stream, publication, fanout = self._stream, self._publication, self._group.fanout
-        assert publication is not None
-        oid = pgoutput.relation_oid(payload)
-        while self._stream is stream:
-            try:
-                ancestors = (await publication.family(oid)).ancestors
-            except _DATABASE_ERRORS as error:
-                reason = f"a relation cannot be looked up: {classify(error).message}"
-                log.warning("the stream waits", oid=oid, reason=reason)
-                self._stalled = True
-                self._group.say("starting", reason)
-                await asyncio.sleep(RELATION_RETRY)
-                continue
-            if self._stream is not stream:
-                return
-            self._stalled = False
-            fanout.set_ancestors(oid, ancestors)
-            fanout.message(payload)
-            if fanout.wants(oid) and pgoutput.parse_relation(payload).identity != "f":
-                self._spawn(self._adopt_leaf(publication, oid))
-            self._resume("relation")
-            return
-
-    async def _adopt_leaf(self, publication: Publication, oid: int) -> None:
-        if oid not in self._adopting:
-            self._adopting.add(oid)
-            try:
-                await publication.adopt_leaf(oid)
-            finally:
-                self._adopting.discard(oid)
-
-    def _halt(self, cause: str) -> None:
-        self._halts.add(cause)
-        if self._stream is not None:
-            self._stream.pause()
-
-    def _resume(self, cause: str) -> None:
-        if cause in self._halts:
-            self._halts.discard(cause)
-            if not self._halts and self._stream is not None:
-                self._stream.resume()
-
-    def _when_between(self, action: Callable[[], None]) -> None:
-        """Do this between two transactions: now, or right after the commit of the one that is passing."""
-        if self._group.fanout.open:
-            self._at_boundary.append(action)
-        else:
-            action()
-
-    def _reached_boundary(self) -> None:
-        actions, self._at_boundary = self._at_boundary, []
-        for action in actions:
-            action()
-
     # ---- acknowledging and telling
 
     def _on_subscribe(self, worker: str, peer: bytes, request: Subscribe) -> None:
-        self._spawn(self._subscribe(worker, peer, request))
+        self._crash.spawn(self._subscribe(worker, peer, request))
 
     async def _subscribe(self, worker: str, peer: bytes, request: Subscribe) -> None:
         await self._opened.wait()
@@ -426,13 +256,12 @@ class Ingester:
                 # Recorded first: a slot that is ahead of what is recorded means that somebody else moved it (INV-2).
                 await asyncio.to_thread(self._file.update, acknowledged=position - 1)
                 group.flushed = max(group.flushed, position)
-                if self._stream is not None:
-                    self._stream.send_status()
+                self._feed.report()
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
-            if self._stream is not None and self._group.state in ("active", "starting"):
+            if self._feed.is_open and self._group.state in ("active", "starting"):
                 self._say_progress()
             else:
                 self._group.publish()
@@ -441,9 +270,9 @@ class Ingester:
         unowned = self._group.unowned
         if unowned:
             self._group.say("starting", f"{unowned} partitions have no worker yet")
-        elif self._stream is not None and self._stalled:
-            self._group.publish()
-        elif self._stream is not None:
+        elif self._feed.stalled:
+            self._group.say("starting", self._feed.stalled)
+        elif self._feed.is_open:
             if self._group.state != "active":
                 log.info("active")
             self._group.say("active", "")

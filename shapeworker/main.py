@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import signal
 import time
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +14,7 @@ import uvloop
 import zmq
 
 from common.config import Settings
+from common.crash import CrashOnly
 from common.lsn import Offset
 from common.messages import (
     ANSWER,
@@ -81,9 +80,8 @@ class Worker:
         # The epoch whose start has been processed. Reports are about that one, not about frames that only announce one.
         self._reporting = 0
         self._retry: asyncio.TimerHandle | None = None
-        self._stopping = asyncio.Event()
+        self._crash = CrashOnly()
         self._full = False
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._tables: set[int] = set()
         # One thread, because a catalog is not for two; blocking calls on partitions all go through it, in order.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
@@ -164,48 +162,21 @@ class Worker:
 
     async def run(self) -> int:
         """Work until told to stop. Returns the exit code."""
-        loop = asyncio.get_running_loop()
-        failed: asyncio.Future[int] = loop.create_future()
-
-        def on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            # Crash only: a part that failed in a way nobody foresaw must not go on half-working.
-            log.error("the worker failed", error=context.get("message"), exc_info=context.get("exception"))
-            if not failed.done():
-                failed.set_result(1)
-
-        loop.set_exception_handler(on_exception)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stopping.set)
-        for coroutine in (self._ownership.run(), self._syncer.run(), self._beat(), self._sweep()):
-            self._spawn(coroutine, failed)
+        for work in (self._ownership.run(), self._syncer.run(), self._beat(), self._sweep()):
+            self._crash.spawn(work)
         self._hello(0)
         log.info("shapeworker started", worker=self._worker)
-        stopping = loop.create_task(self._stopping.wait())
-        await asyncio.wait((stopping, failed), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            return failed.result()
+        crashed = await self._crash.end()
+        if crashed is not None:
+            return crashed
         await self._stop()
         return 0
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], failed: asyncio.Future[int]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                log.error("a task of the worker failed", exc_info=task.exception())
-                if not failed.done():
-                    failed.set_result(1)
-
-        task.add_done_callback(done)
 
     async def _stop(self) -> None:
         log.info("shapeworker stops")
         self._intake.forget()
         self._applier.restart()
-        for task in list(self._tasks):
-            task.cancel()
+        self._crash.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(20):
                 await self._syncer.flush()
@@ -248,7 +219,7 @@ class Worker:
             self._hello(0)
 
     def _on_stream(self, parts: list[bytes]) -> None:
-        if self._stopping.is_set():
+        if self._crash.stopping:
             return
         kind, body = parts
         if kind == FRAME:
@@ -314,7 +285,7 @@ class Worker:
 
     def _retry_full(self) -> None:
         self._retry = None
-        if self._full and not self._stopping.is_set():
+        if self._full and not self._crash.stopping:
             self._hello(self._version)
             self._retry = asyncio.get_running_loop().call_later(FULL_DISK_PAUSE, self._retry_full)
 
