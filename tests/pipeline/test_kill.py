@@ -46,7 +46,7 @@ async def _kill_and_compare(
             table = f"late_{round_number % 3}"
             fleet.add(table)
             # The fault comes while a large transaction is on its way, and perhaps while a snapshot is being taken.
-            large = asyncio.create_task(workload.large(round(40_000 * SCALE)))
+            large = asyncio.create_task(workload.large(40_000))
             await fleet.run(choice.uniform(0.2, 1))
             fleet.add("bulk", columns=["id", "batch", "v"][: 1 + round_number % 3], replica="full")
             await asyncio.sleep(choice.uniform(0, 0.3))
