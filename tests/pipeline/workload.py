@@ -90,7 +90,8 @@ class Workload:
                     while not self._stopping.is_set():
                         await self._transact(writer, connection)
                         await asyncio.sleep(writer.random.uniform(0, 0.02))
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.Rollback):
+                # A rollback that was asked for comes out of its block when the connection is lost.
                 if not self.faults:
                     raise
                 self.stats["reconnected"] += 1
