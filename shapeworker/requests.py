@@ -87,8 +87,12 @@ class Requests:
                 known=refusal.known,
             )
         except ShapeEnded as ended:
-            log.info("a shape ended while somebody waited for it", reason=str(ended))
-            answer = Refusal(id=request.id, status=409, body=b"")
+            if self._moved(request):
+                # Nobody has seen anything of it: the next owner of the partition can make it just as well.
+                answer = NotOwner(request.id)
+            else:
+                log.info("a shape ended while somebody waited for it", reason=str(ended))
+                answer = Refusal(id=request.id, status=409, body=b"")
         except Exception:
             log.exception("a request failed")
             answer = Refusal(id=request.id, status=500, body=orjson.dumps({"error": "Internal server error"}))
@@ -120,6 +124,12 @@ class Requests:
         assert isinstance(request, Delete)
         self._end(shape, "it was deleted by request")
         return Done(request.id)
+
+    def _moved(self, request: Request) -> bool:
+        holdings = self._holdings
+        return isinstance(request, Ensure) and not holdings.may_create(
+            partition_of(request.request.hash(), holdings.total)
+        )
 
     def _place(self, number: int, shape: Shape) -> Place:
         try:

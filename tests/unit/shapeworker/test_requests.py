@@ -1,0 +1,159 @@
+"""Answers to gateways while partitions come and go and shapes end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast
+
+import orjson
+import pytest
+
+from common.messages import (
+    Delete,
+    Done,
+    Ensure,
+    Find,
+    Missing,
+    NotOwner,
+    Place,
+    Refusal,
+    Reply,
+    Request,
+    Resolve,
+    decode_reply,
+    encode,
+)
+from common.shape import ShapeRequest, make_handle, partition_of
+from common.shapelog import DamagedLog
+from common.xid import Snapshot
+from shapeworker.endings import ShapeEnded
+from shapeworker.holdings import Holdings
+from shapeworker.partition import Partition
+from shapeworker.requests import CannotCreate, Requests
+from shapeworker.shape import Shape
+from tests.unit.shapeworker.test_apply import TABLE
+
+TOTAL = 4
+REQUEST = ShapeRequest(schema="public", table="t")
+NUMBER = partition_of(REQUEST.hash(), TOTAL)
+HANDLE = make_handle(REQUEST.hash(), 1)
+
+
+class Desk:
+    """Requests over holdings of one partition, with a creation that does as it is told."""
+
+    def __init__(self, root: Path) -> None:
+        self.holdings = Holdings()
+        self.holdings.total = TOTAL
+        self.holdings.partitions[NUMBER] = cast(Partition, None)
+        self.fed = True
+        self.outcome: Exception | None = None
+        self.damage: Exception | None = None
+        self.ended: list[str] = []
+        self.replies: list[Reply] = []
+        self.shape = Shape(
+            handle=HANDLE, request=REQUEST, table=TABLE, selected=("id", "v"), partition=NUMBER, storage=root
+        )
+        self.shape.snapshot = Snapshot(1, 1, frozenset())
+        self.requests = Requests(
+            self.holdings,
+            lambda _: self.fed,
+            self.create,
+            self.readable,
+            lambda _, reason: self.ended.append(reason),
+            lambda parts: self.replies.append(decode_reply(parts[1])),
+        )
+
+    async def create(self, request: ShapeRequest) -> Shape:
+        if self.outcome is not None:
+            raise self.outcome
+        return self.shape
+
+    def readable(self, shape: Shape) -> None:
+        if self.damage is not None:
+            raise self.damage
+
+    async def ask(self, request: Request) -> Reply:
+        self.replies.clear()
+        self.requests.message([b"peer", encode(request)])
+        async with asyncio.timeout(10):
+            while not self.replies:  # noqa: ASYNC110 - the reply comes from a task of its own
+                await asyncio.sleep(0)
+        return self.replies[0]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+async def test_a_shape_is_created_once_and_found_then(desk: Desk) -> None:
+    assert await desk.ask(Find(1, REQUEST)) == Missing(1)
+    created = await desk.ask(Ensure(2, REQUEST))
+    assert isinstance(created, Place)
+    assert created.handle == HANDLE
+    desk.holdings.add(desk.shape)
+    desk.outcome = AssertionError("it must not be created again")
+    for request in (Ensure(3, REQUEST), Find(3, REQUEST), Resolve(3, HANDLE)):
+        assert isinstance(await desk.ask(request), Place)
+
+
+async def test_what_is_not_held_is_not_answered_for(desk: Desk) -> None:
+    desk.holdings.add(desk.shape)
+    desk.holdings.leaving.add(NUMBER)
+    for request in (Ensure(1, REQUEST), Find(1, REQUEST), Resolve(1, HANDLE), Delete(1, HANDLE)):
+        assert await desk.ask(request) == NotOwner(1), "a partition on its way out is not ours to speak of"
+    assert desk.ended == []
+
+
+async def test_nothing_is_created_in_a_partition_that_is_not_fed(desk: Desk) -> None:
+    desk.fed = False
+    assert await desk.ask(Ensure(1, REQUEST)) == NotOwner(1)
+    desk.holdings.add(desk.shape)
+    assert isinstance(await desk.ask(Ensure(1, REQUEST)), Place), "what is there is served all the same"
+
+
+async def test_a_refusal_is_passed_on(desk: Desk) -> None:
+    desk.outcome = CannotCreate(503, {"message": "later"}, 7, known=True)
+    refusal = await desk.ask(Ensure(1, REQUEST))
+    assert refusal == Refusal(id=1, status=503, body=orjson.dumps({"message": "later"}), retry_after=7, known=True)
+
+
+async def test_a_shape_that_ends_on_the_way_is_made_by_the_next_owner_if_its_partition_moves(desk: Desk) -> None:
+    desk.outcome = ShapeEnded("its table was truncated")
+    refusal = await desk.ask(Ensure(1, REQUEST))
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 409
+
+    async def give_away(request: ShapeRequest) -> Shape:
+        desk.holdings.leaving.add(NUMBER)
+        raise ShapeEnded("its worker gave the partition away before it was complete")
+
+    desk.requests._create = give_away
+    assert await desk.ask(Ensure(2, REQUEST)) == NotOwner(2)
+
+
+async def test_a_log_that_cannot_be_opened_ends_its_shape(desk: Desk) -> None:
+    desk.holdings.add(desk.shape)
+    desk.damage = DamagedLog("the header of log.index is torn")
+    refusal = await desk.ask(Resolve(1, HANDLE))
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 409
+    assert len(desk.ended) == 1
+    assert "torn" in desk.ended[0]
+
+
+async def test_a_fault_of_ours_tells_nothing(desk: Desk) -> None:
+    desk.outcome = KeyError("a secret of the house")
+    refusal = await desk.ask(Ensure(1, REQUEST))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.body) == (500, b'{"error":"Internal server error"}')
+
+
+async def test_deleting(desk: Desk) -> None:
+    assert await desk.ask(Delete(1, HANDLE)) == Missing(1)
+    assert await desk.ask(Delete(1, "bogus")) == Missing(1)
+    desk.holdings.add(desk.shape)
+    assert await desk.ask(Delete(1, HANDLE)) == Done(1)
+    assert desk.ended == ["it was deleted by request"]
