@@ -100,6 +100,10 @@ class PoolBusy(DatabaseProblem):
     """All connections of a pool stayed in use for as long as the caller was willing to wait."""
 
 
+DATABASE_ERRORS: Final = (psycopg.Error, DatabaseProblem, OSError)
+"""What using a database may raise, for ``except``; :func:`classify` says what it means."""
+
+
 _TEXTS: Final = tuple(
     (kind, re.compile(pattern, re.IGNORECASE), advice)
     for kind, pattern, advice in (

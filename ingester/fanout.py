@@ -69,8 +69,6 @@ class Fanout:
         self.open = False
         self.blocked = False
         self.dispatched = 0
-        self.transactions = 0
-        self.changes = 0
         self.ring: deque[tuple[int, int]] = deque(maxlen=RING)
 
     def set_anchor(self, xid: int) -> None:
@@ -202,8 +200,6 @@ class Fanout:
             lane.begun = False
             self._put(lane, closing)
         self.dispatched = self._lsn
-        self.transactions += 1
-        self.changes += self._index
         self.ring.append((self._xid, self._lsn))
 
     def _relation(self, payload: bytes) -> None:

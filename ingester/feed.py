@@ -17,7 +17,7 @@ import structlog
 from common import pgoutput
 from common.config import Settings
 from common.crash import CrashOnly
-from common.postgres import Connection, DatabaseProblem, Pool, classify
+from common.postgres import DATABASE_ERRORS, Connection, Pool, classify
 from ingester.group import Group
 from ingester.publication import Publication
 from ingester.replication import ReplicationStream
@@ -180,7 +180,7 @@ class Feed:
         while self._stream is stream:
             try:
                 ancestors = (await publication.family(oid)).ancestors
-            except (psycopg.Error, DatabaseProblem, OSError) as error:
+            except DATABASE_ERRORS as error:
                 self.stalled = f"a relation cannot be looked up: {classify(error).message}"
                 log.warning("the stream waits", oid=oid, reason=self.stalled)
                 await asyncio.sleep(RELATION_RETRY)

@@ -15,7 +15,7 @@ import uvloop
 from common.config import Settings
 from common.crash import CrashOnly
 from common.messages import Subscribe
-from common.postgres import DatabaseProblem, Kind, Pool, Problem, classify
+from common.postgres import DATABASE_ERRORS, Kind, Pool, Problem, classify
 from ingester.feed import Feed
 from ingester.group import Group
 from ingester.publication import Publication
@@ -44,8 +44,6 @@ HEALTHY: Final = 5.0
 
 DRAIN: Final = 3.0
 """Seconds that workers get at the end to report what they have made durable."""
-
-_DATABASE_ERRORS: Final = (psycopg.Error, DatabaseProblem, OSError)
 
 
 class Ingester:
@@ -127,7 +125,7 @@ class Ingester:
         try:
             async with self._admin.connection() as connection:
                 await drop_slot(connection, self._slot)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             log.warning("the replication slot could not be dropped", slot=self._slot, error=classify(error).message)
 
     async def _live(self) -> int:
@@ -155,7 +153,7 @@ class Ingester:
         try:
             self._session = await open_session(self._settings, self._slot, self._file, self._admin, self._waiting)
             await self._run_session(self._session)
-        except (*_DATABASE_ERRORS, StreamLost) as error:
+        except (*DATABASE_ERRORS, StreamLost) as error:
             return classify(error)
         finally:
             self._end_session()

@@ -12,10 +12,9 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
-import psycopg
 from psycopg import errors, sql
 
-from common.postgres import Connection, DatabaseProblem, Kind, Pool, PoolBusy, classify, is_unavailable
+from common.postgres import DATABASE_ERRORS, Connection, DatabaseProblem, Kind, Pool, PoolBusy, classify, is_unavailable
 from common.xid import Snapshot
 from ingester.membership import (
     Family,
@@ -173,7 +172,7 @@ class Publication:
         """Gives a leaf that was attached to a published table its REPLICA IDENTITY FULL, like ``ensure_table``."""
         try:
             found = await self._look(oid)
-        except (psycopg.Error, DatabaseProblem, OSError) as error:
+        except DATABASE_ERRORS as error:
             return refusal(error)
         if not found.relations:
             return NotPublished(f"The partition with oid {oid} was dropped", 409, None)
@@ -229,7 +228,7 @@ class Publication:
                     return () if is_settled(self._settled, oid, found) else await self._pass_barrier(verdict)
             except _AGAIN:
                 pass
-            except (psycopg.Error, DatabaseProblem, OSError) as error:
+            except DATABASE_ERRORS as error:
                 return refusal(error)
             pause = min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)
             if clock() + pause > deadline:

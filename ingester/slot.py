@@ -13,11 +13,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import psycopg
 from psycopg import errors, sql
 
 from common.lsn import parse_lsn
-from common.postgres import Connection, DatabaseProblem, Kind, Pool, Problem, classify
+from common.postgres import DATABASE_ERRORS, Connection, DatabaseProblem, Kind, Pool, Problem, classify
 
 OLDEST_SERVER: Final = 140000
 WATCH_SECONDS: Final = 10.0
@@ -190,7 +189,7 @@ async def _watch_holders(own_pid: int, slot_name: str, admin: Pool, on_waiting: 
                     on_waiting(f"ending pid {holder.pid}, which holds the lock but does not use slot {slot_name!r}")
                     await connection.execute("SELECT pg_terminate_backend(%s)", (holder.pid,))
                 before = now
-        except (psycopg.Error, DatabaseProblem, OSError) as error:
+        except DATABASE_ERRORS as error:
             on_waiting(f"{text}; could not look at it: {classify(error).message}")
         await asyncio.sleep(interval)
 
@@ -351,7 +350,7 @@ async def _watch_creation(admin: Pool, on_waiting: OnWaiting, interval: float) -
                     await connection.execute("SELECT pg_log_standby_snapshot()")
         except (errors.UndefinedFunction, errors.InsufficientPrivilege):
             may_log = False  # before 16 there is no such function, and by default only superusers may call it
-        except (psycopg.Error, DatabaseProblem, OSError) as error:
+        except DATABASE_ERRORS as error:
             on_waiting(f"{text}; could not look at them: {classify(error).message}")
 
 

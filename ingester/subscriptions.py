@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import psycopg
 import structlog
 
 from common.messages import Answer, Refused, Subscribe, Subscribed
-from common.postgres import DatabaseProblem, Pool, classify
+from common.postgres import DATABASE_ERRORS, Pool, classify
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
 from ingester.membership import NotPublished
@@ -57,7 +56,7 @@ class Subscriptions:
                 answer = Refused(request.id, outcome.reason, outcome.status, outcome.retry_after)
             else:
                 answer = await self._enter(worker, peer, request)
-        except (psycopg.Error, DatabaseProblem, OSError) as error:
+        except DATABASE_ERRORS as error:
             log.warning("a table could not be subscribed", table=request.name, error=classify(error).message)
             answer = Refused(request.id, "Database connection not available")
         member = self._coordinator.members.get(worker)

@@ -75,7 +75,6 @@ class Applier:
         self._lsn = 0
         self._xid = 0
         self._headers = b""
-        self.rows = 0
 
     # ---- shapes
 
@@ -168,7 +167,6 @@ class Applier:
                 continue
             if not lines:
                 continue
-            self.rows += 1
             for shape in shapes:
                 if shape.gather(op, lines) >= SPILL_BYTES:
                     self._write(shape, spill=True)
