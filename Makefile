@@ -1,13 +1,14 @@
-# make run     start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
-# make test    all tests
-# make lint    style and types
+# make run          start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
+# make test         all tests but the long ones
+# make test-faults  the long ones: real processes under faults, for minutes
+# make lint         style and types
 
 VENV := .venv
 # Any Python of 3.11 or later.
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test lint
+.PHONY: install run test test-faults lint
 
 install: $(STAMP)
 
@@ -24,7 +25,10 @@ run: install
 	@exec $(VENV)/bin/galvanic up
 
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not faults"
+
+test-faults: install
+	$(VENV)/bin/python -m pytest -m faults
 
 lint: install
 	$(VENV)/bin/ruff check .

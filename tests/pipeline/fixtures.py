@@ -26,6 +26,8 @@ class StartStack(Protocol):
         workers: int = 1,
         gateways: int = 1,
         environment: Mapping[str, str] | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        storage: Path | None = None,
         keep_alive: bool = True,
     ) -> Stack: ...
 
@@ -57,6 +59,8 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         workers: int = 1,
         gateways: int = 1,
         environment: Mapping[str, str] | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        storage: Path | None = None,
         keep_alive: bool = True,
     ) -> Stack:
         stack = Stack(
@@ -65,6 +69,8 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
             workers=workers,
             gateways=gateways,
             environment=environment,
+            environments=environments,
+            storage=storage,
             keep_alive=keep_alive,
         )
         stacks.append(stack)

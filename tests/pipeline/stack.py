@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import zmq
@@ -61,11 +62,14 @@ class Stack:
         workers: int = 1,
         gateways: int = 1,
         environment: Mapping[str, str] | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        storage: Path | None = None,
         keep_alive: bool = True,
     ) -> None:
-        self.port = _free_port()
+        """``environments``: variables of single processes, by the beginning of their names (``w``, ``g0``)."""
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.storage = root / "storage"
+        self.storage = storage or root / "storage"
         self.problems: list[str] = []
         self._logs = root / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -86,6 +90,7 @@ class Stack:
             "GALVANIC_RUN_DIR": str(self.run_directory),
             **(environment or {}),
         }
+        self.environments = environments or {}
         self._children: dict[str, _Child] = {}
         self._keep_alive = keep_alive
         self._keeper: asyncio.Task[None] | None = None
@@ -173,6 +178,52 @@ class Stack:
             child.killed = True
             _signal_group(child.process.pid, signal.SIGKILL)
 
+    def pause(self, *names: str) -> None:
+        """SIGSTOP: these processes stand still, with all their connections open, until :meth:`resume`."""
+        for name in names:
+            _signal_group(self.pid(name), signal.SIGSTOP)
+
+    def resume(self, *names: str) -> None:
+        """SIGCONT."""
+        for name in names:
+            _signal_group(self.pid(name), signal.SIGCONT)
+
+    def pid(self, name: str) -> int:
+        """The id of the process behind this name, which must have been started."""
+        process = self._children[name].process
+        assert process is not None
+        return process.pid
+
+    def log_of(self, name: str) -> str:
+        """Everything the process has said, in all its lives."""
+        return self._children[name].log.read_text(errors="replace")
+
+    async def wait_logged(self, name: str, text: str) -> None:
+        """Waits until the log of a process contains ``text``."""
+        deadline = time.monotonic() + _HANG_SECONDS
+        while text not in self.log_of(name):
+            assert time.monotonic() < deadline, f"{name} does not log {text!r}:\n{self.log_of(name)[-_TAIL_BYTES:]}"
+            await asyncio.sleep(0.05)
+
+    async def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of ``/v1/health``; 0 while no gateway answers."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+            try:
+                async with session.get(f"{self.url}/v1/health") as response:
+                    return response.status, await response.json(content_type=None)
+            except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+                return 0, {"reason": repr(error)}
+
+    async def wait_health(self, text: str) -> dict[str, Any]:
+        """Waits until the body of ``/v1/health`` contains ``text``, whatever its status, and returns the body."""
+        deadline = time.monotonic() + _HANG_SECONDS
+        while True:
+            status, body = await self.health()
+            if text in json.dumps(body):
+                return body
+            assert time.monotonic() < deadline, f"/v1/health does not say {text!r}: {status} {body}"
+            await asyncio.sleep(0.1)
+
     async def stop(self) -> None:
         """SIGTERM to all, gateways first; what does not go is killed and noted. Idempotent."""
         if self._keeper is not None:
@@ -209,7 +260,8 @@ class Stack:
         with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
             subscriber.setsockopt(zmq.LINGER, 0)
             subscriber.subscribe(STATUS_TOPIC)
-            subscriber.connect(f"ipc://{self.run_directory}/status.sock")
+            environment = self._environment("ingester")
+            subscriber.connect(environment.get("GALVANIC_STATUS_ENDPOINT", f"ipc://{self.run_directory}/status.sock"))
             if not subscriber.poll(3000):
                 return None
             return decode_status(subscriber.recv_multipart()[-1])
@@ -229,13 +281,20 @@ class Stack:
             child.process = subprocess.Popen(
                 [sys.executable, "-m", "deploy", *child.arguments],
                 cwd=REPOSITORY,
-                env=self.environment,
+                env=self._environment(child.name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
                 preexec_fn=dying_with_this_process(signal.SIGKILL),
             )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        environment = dict(self.environment)
+        for prefix, variables in self.environments.items():
+            if name.startswith(prefix):
+                environment.update(variables)
+        return environment
 
     async def _keep(self) -> None:
         while True:
@@ -260,6 +319,7 @@ class Stack:
             if child.process is not None and child.process.poll() is None:
                 running.append((child, child.process))
                 child.process.send_signal(signal.SIGTERM)
+                child.process.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + _HANG_SECONDS
         while any(process.poll() is None for _, process in running) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -282,8 +342,8 @@ def _signal_group(group: int, signum: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    """A free port below the range for outgoing connections: it must stay free while a gateway is dead."""
+def free_port() -> int:
+    """A free port below the range for outgoing connections: it must stay free while a process is dead."""
     while True:
         port = random.randint(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
