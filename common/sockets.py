@@ -7,7 +7,10 @@ the socket must be looked at again, else a message can lie unread until the next
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -18,6 +21,10 @@ DRAIN_LIMIT = 256
 
 RECONNECT_MS = (50, 1000)
 HEARTBEAT_MS = 1000
+
+
+class EndpointInUse(Exception):
+    """Another process listens on an ipc endpoint; the text says on which, and what to do."""
 
 
 class Channel:
@@ -87,11 +94,27 @@ class Channel:
 def bound(context: zmq.Context[Any], kind: int, endpoint: str, options: dict[int, int | bytes] | None = None) -> Any:
     """A socket of this kind bound to the endpoint: nothing lingers at exit, queues are unbounded unless told else.
 
-    Raises ``zmq.ZMQError`` when the endpoint cannot be bound.
+    Raises :class:`EndpointInUse`, since ZeroMQ would take an ipc endpoint away from whoever has it; ``zmq.ZMQError``
+    when the endpoint cannot be bound.
     """
+    if endpoint.startswith("ipc://") and is_listened_on(Path(endpoint.removeprefix("ipc://"))):
+        raise EndpointInUse(
+            f"another process listens on {endpoint}: each stack needs a GALVANIC_RUN_DIR of its own, and each of its "
+            "workers an --id of its own"
+        )
     socket = _socket(context, kind, options)
     socket.bind(endpoint)
     return socket
+
+
+def is_listened_on(path: Path) -> bool:
+    """Whether a living process listens on this Unix socket. One that was killed leaves its file behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
+        except OSError:
+            return False  # a path too long to be one
 
 
 def connected(

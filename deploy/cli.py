@@ -132,6 +132,7 @@ def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
 
     from common.logging import configure_logging
     from common.process import die_with_parent
+    from common.sockets import EndpointInUse
 
     started = time.monotonic()
     if "SUPERVISOR_ENABLED" in os.environ:
@@ -143,7 +144,7 @@ def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         code = start(settings)
-    except ConfigError as error:
+    except (ConfigError, EndpointInUse) as error:
         structlog.get_logger().error("fatal setting", reason=str(error))
         code = EXIT_FATAL
     except KeyboardInterrupt:

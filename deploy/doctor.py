@@ -20,6 +20,7 @@ import psycopg
 from common.config import Settings
 from common.database_url import describe_database_url
 from common.logging import Redaction, known_secrets
+from common.sockets import is_listened_on
 
 MINIMUM_SERVER_VERSION = 140_000
 _CONNECT_SECONDS = 5
@@ -76,6 +77,7 @@ def examine_host(settings: Settings) -> list[Finding]:
     findings = [
         examine_directory("ELECTRIC_STORAGE_DIR", settings.storage_dir),
         examine_directory("GALVANIC_RUN_DIR", settings.run_dir),
+        *examine_run_directory(settings.run_dir),
         examine_port("ELECTRIC_PORT", settings.port, family),
     ]
     if settings.prometheus_port is not None:
@@ -100,6 +102,20 @@ def examine_directory(variable: str, path: Path) -> Finding:
     except OSError as error:
         return Finding("fatal", f"{variable}: {path} is not writable ({error.strerror})")
     return Finding("ok", f"{variable}: {path} is writable")
+
+
+def examine_run_directory(path: Path) -> list[Finding]:
+    """A finding if another living stack has its sockets there: ours would take them away from it."""
+    for socket_file in sorted(path.glob("*.sock")):
+        if is_listened_on(socket_file):
+            return [
+                Finding(
+                    "fatal",
+                    f"GALVANIC_RUN_DIR: {path} is in use by a Galvanic that runs ({socket_file.name} answers); a "
+                    "second one needs a run directory of its own",
+                )
+            ]
+    return []
 
 
 def examine_port(variable: str, port: int, family: socket.AddressFamily = socket.AF_INET) -> Finding:

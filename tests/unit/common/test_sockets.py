@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 import zmq
 
-from common.sockets import DRAIN_LIMIT, Channel, bound, connected
+from common.sockets import DRAIN_LIMIT, Channel, EndpointInUse, bound, connected, is_listened_on
 
 
 @pytest.fixture
@@ -70,4 +71,22 @@ async def test_a_router_says_when_it_does_not_know_the_peer(endpoint: str) -> No
     router.close()
     assert not router.send([b"nobody", b"x"]), "a closed channel takes nothing"
     router.close()
+    context.term()
+
+
+async def test_an_endpoint_is_not_taken_from_whoever_has_it(endpoint: str, tmp_path: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    assert not is_listened_on(tmp_path / "s")
+    first = bound(context, zmq.ROUTER, endpoint)
+    with pytest.raises(EndpointInUse, match="GALVANIC_RUN_DIR"):
+        bound(context, zmq.ROUTER, endpoint)
+    first.close(0)
+    context.term()
+    # What a process that was killed leaves behind.
+    with socket.socket(socket.AF_UNIX) as dead:
+        (tmp_path / "s").unlink(missing_ok=True)
+        dead.bind(str(tmp_path / "s"))
+    assert (tmp_path / "s").exists()
+    context = zmq.Context()
+    bound(context, zmq.ROUTER, endpoint).close(0)
     context.term()

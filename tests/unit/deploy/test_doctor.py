@@ -11,6 +11,7 @@ from deploy.doctor import (
     examine_database,
     examine_directory,
     examine_port,
+    examine_run_directory,
     judge_facts,
     judge_failure,
 )
@@ -121,3 +122,15 @@ def test_a_port_somebody_listens_on(shared: bool) -> None:
         assert finding.severity == "fatal"
         assert finding.text == f"ELECTRIC_PORT: port {port} is already in use by another program"
     assert examine_port("ELECTRIC_PORT", port).severity == "ok"
+
+
+def test_a_run_directory_that_a_living_stack_uses(tmp_path: Path) -> None:
+    assert examine_run_directory(tmp_path) == []
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(tmp_path / "status.sock"))
+        living.listen()
+        (finding,) = examine_run_directory(tmp_path)
+        assert finding.severity == "fatal"
+        assert finding.text.startswith(f"GALVANIC_RUN_DIR: {tmp_path} is in use by a Galvanic that runs (status.sock")
+    # Its process is gone, the file is still there.
+    assert examine_run_directory(tmp_path) == []
