@@ -78,6 +78,13 @@ class Credit(msgspec.Struct, tag="credit", frozen=True):
     amount: int
 
 
+class Blocked(msgspec.Struct, tag="blocked", frozen=True):
+    """«I cannot take these partitions yet: so it is with ``reason``.» Repeated while it lasts."""
+
+    partitions: tuple[int, ...]
+    reason: str
+
+
 class Leave(msgspec.Struct, tag="leave", frozen=True):
     """«I have released all my partitions and am going.»"""
 
@@ -125,7 +132,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     retry_after: int | None = 10
 
 
-FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Leave
+FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Blocked | Leave
 ToWorker = Assign
 Answer = Subscribed | Refused
 
@@ -237,7 +244,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the ingester is doing. ``owners`` holds only partitions whose worker is fed by the present epoch.
 
     ``state``: ``active`` | ``waiting`` (another instance holds the lock, or no database yet) | ``starting`` |
-    ``fatal``; ``reason`` says why, for people, whenever it is not ``active``.
+    ``fatal``; ``reason`` says why, for people, whenever it is not ``active``. ``partitions`` and ``generation`` are 0
+    until the lock was held once. ``superseded``: another instance has the lock, so workers let go of their partitions.
     """
 
     boot: str
@@ -249,6 +257,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     lsn: int
     owners: dict[int, str]
     workers: dict[str, WorkerPlace]
+    superseded: bool = False
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -284,13 +293,15 @@ class Find(msgspec.Struct, tag="find", frozen=True):
 
 
 class Place(msgspec.Struct, tag="place", frozen=True, kw_only=True):
-    """A live shape: ``directory`` is relative to the storage directory, ``schema`` the electric-schema header."""
+    """A live shape: ``directory`` is relative to the storage directory, ``schema`` the electric-schema header,
+    ``generation`` that of the data in it."""
 
     id: int
     handle: str
     directory: str
     schema: str
     request: ShapeRequest
+    generation: int
 
 
 class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):

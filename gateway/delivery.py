@@ -43,7 +43,7 @@ class LiveAnswers:
 
         It holds for a shape whose snapshot still runs, too: what was held back is in the log before its place is told.
         """
-        return self._progress.seen(shape.partition)
+        return self._progress.seen(shape.partition, shape.generation)
 
     def changed(self, shape: Shape, offset: Offset) -> Answer | None:
         """The live answer with data, if it is small enough to be held by all at once."""

@@ -16,8 +16,8 @@ class Progress:
         self._lsns: dict[int, int] = {}
 
     def begin(self, generation: int) -> None:
-        """Note the generation the service is in."""
-        if generation != self._generation:
+        """Note the generation the service is in; 0 when it does not know yet."""
+        if generation and generation != self._generation:
             self._generation = generation
             self._lsns.clear()
 
@@ -29,6 +29,7 @@ class Progress:
             if lsn > self._lsns.get(partition, 0):
                 self._lsns[partition] = lsn
 
-    def seen(self, partition: int) -> int:
-        """The LSN that an answer may claim if it is sampled *before* the log's position; 0 when nothing is known."""
-        return self._lsns.get(partition, 0)
+    def seen(self, partition: int, generation: int) -> int:
+        """The LSN that an answer about a shape of this generation may claim, if it is sampled *before* the log's
+        position; 0 when nothing is known."""
+        return self._lsns.get(partition, 0) if generation == self._generation else 0

@@ -1,7 +1,8 @@
 """The shapes this gateway knows: where their files are, and how to find or create those it does not know.
 
 A place is kept for as long as the shape's header says that it lives; that is checked on every use. So known shapes are
-served while the ingester or a worker is away, and nobody need be asked about them.
+served while the ingester or a worker is away, and nobody need be asked about them. Others that exist are then found on
+the disk: what is there is served, whoever is away.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from common.messages import Ensure, Find, Missing, NotOwner, Place, Refusal, Rep
 from common.shape import ShapeRequest, partition_of
 from common.shapelog.layout import NEW, DamagedLog, Header, SnapshotState
 from common.shapelog.reader import ShapeReader
+from gateway.finder import Finder
 from gateway.response import schema_header
 from gateway.service import Service
 from gateway.workers import WorkerLost
@@ -37,6 +39,10 @@ CREATE_TIMEOUT: Final = 45.0
 
 RETRY_DELAY: Final = 0.1
 """Seconds between questions while a partition is on its way to another worker."""
+
+SILENCE: Final = 1.0
+"""Seconds without an answer, or without anybody to ask, between two looks at the disk. A worker that makes a shape is
+silent for longer, but then the disk holds nothing that could be found."""
 
 MAX_KNOWN: Final = 50_000
 """Places kept; each takes about a kilobyte."""
@@ -69,13 +75,25 @@ class Shape:
     ``seen`` is the header as it was last read: a shape that was just obtained was alive a moment ago.
     """
 
-    __slots__ = ("_directory", "_reader", "handle", "partition", "request", "retired", "schema", "seen", "users")
+    __slots__ = (
+        "_directory",
+        "_reader",
+        "generation",
+        "handle",
+        "partition",
+        "request",
+        "retired",
+        "schema",
+        "seen",
+        "users",
+    )
 
     def __init__(self, place: Place, partition: int, storage: Path) -> None:
         self.handle = place.handle
         self.request = place.request
         self.schema = schema_header(place.schema)
         self.partition = partition
+        self.generation = place.generation
         self.users = 0
         self.retired = False
         self.seen = NEW
@@ -154,6 +172,7 @@ class Shapes:
         self._storage = storage
         self._service = service
         self._workers = workers
+        self._finder = Finder(storage)
         self._known: OrderedDict[ShapeRequest, Shape] = OrderedDict()
         self._open: OrderedDict[str, Shape] = OrderedDict()
         self._pending: dict[ShapeRequest, asyncio.Task[Found | Missing]] = {}
@@ -278,6 +297,7 @@ class Shapes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + CREATE_TIMEOUT
         ready_by = loop.time() + READY_TIMEOUT
+        look_at = loop.time()
         hash_ = request.hash()
         while loop.time() < deadline:
             total = self._service.partitions
@@ -287,9 +307,8 @@ class Shapes:
             if owner is not None and (active or create):
                 question = partial(Ensure if active and create else Find, request=request)
                 try:
-                    async with asyncio.timeout_at(deadline if active else ready_by):
-                        reply = await self._workers.ask(owner, question)
-                    if isinstance(reply, Refusal):
+                    reply = await self._ask(owner, question, request, deadline if active else ready_by)
+                    if isinstance(reply, (Refusal, Shape)):
                         return reply
                     if isinstance(reply, Missing) and not create:
                         return reply
@@ -301,10 +320,36 @@ class Shapes:
                 except TimeoutError:
                     if active:
                         break
+            if create and not active and loop.time() >= look_at:
+                look_at = loop.time() + SILENCE
+                if stored := await self._stored(request):
+                    return stored
             if loop.time() >= ready_by:
                 return Unavailable(self._service.unready(loop.time()), 5)
             await self._wait(RETRY_DELAY)
         return Unavailable("Failed to create shape, please retry", 1)
+
+    async def _ask(
+        self, owner: str, question: Callable[[int], Request], request: ShapeRequest, deadline: float
+    ) -> Reply | Shape:
+        """The owner's reply; a shape that is on the disk if the owner keeps silent.
+
+        Raises ``WorkerLost``, ``TimeoutError`` after ``deadline``.
+        """
+        asking = asyncio.create_task(self._workers.ask(owner, question))
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not (await asyncio.wait([asking], timeout=SILENCE))[0]:
+                    if stored := await self._stored(request):
+                        return stored
+                return asking.result()
+        finally:
+            asking.cancel()
+
+    async def _stored(self, request: ShapeRequest) -> Shape | None:
+        """The living shape for a request, if its files can be found and served without its worker."""
+        found = await asyncio.to_thread(self._finder.find, request)
+        return None if found is None else self._keep(*found, request)
 
     async def _wait(self, delay: float) -> None:
         """Until the next status, at most ``delay`` seconds."""

@@ -19,6 +19,7 @@ from common.messages import (
     MESSAGE,
     STATUS_TOPIC,
     Assign,
+    Blocked,
     Credit,
     Durable,
     Hello,
@@ -61,7 +62,6 @@ class Group:
     ) -> None:
         """``on_credit``: workers may be sent more again. ``on_change``: perhaps a new epoch is needed."""
         self._boot = boot
-        self._partitions = settings.partitions
         self._on_subscribe = on_subscribe
         self._on_credit = on_credit
         self._on_change = on_change
@@ -86,6 +86,10 @@ class Group:
         self.system = ""
         self.state = "starting"
         self.reason = "connecting to the database"
+        self.superseded = False
+        self._leads = False
+        self._early: dict[bytes, list[bytes]] = {}
+        self._blocked: dict[str, Blocked] = {}
         self.flushed = 0
         """The position that Postgres may be told: durable in the shapes, and recorded as acknowledged."""
 
@@ -101,9 +105,21 @@ class Group:
         self.generation = generation
         if self.coordinator is None:
             self.coordinator = Coordinator(partitions, version=time.time_ns() // 1_000_000)
+            early, self._early = self._early, {}
+            for parts in early.values():
+                self._on_message(parts)
         elif changed:
             self.coordinator.assign_anew()
         self.flushed = max(self.flushed, position)
+
+    def lead(self) -> None:
+        """The lock is ours: from now on workers are told what to hold."""
+        self._leads = True
+        self._coordinate()
+
+    def follow(self) -> None:
+        """The lock is not ours, or not surely: another instance's workers may need the partitions (INV-39)."""
+        self._leads = False
 
     def start_epoch(self, epoch: int) -> dict[str, int]:
         """Feed every ready worker what it holds, from the acknowledged position on. Returns how much each is fed."""
@@ -118,9 +134,21 @@ class Group:
         return {name: len(partitions) for name, partitions in feeds.items()}
 
     @property
-    def unowned(self) -> int:
-        """How many partitions nobody is fed."""
-        return self._partitions if self.coordinator is None else len(self.coordinator.unowned())
+    def has_workers(self) -> bool:
+        """Whether any worker is there."""
+        return self.coordinator is not None and bool(self.coordinator.members)
+
+    @property
+    def missing(self) -> str:
+        """Which partitions nobody is fed and why, for people; empty when there are none."""
+        unowned = [] if self.coordinator is None else self.coordinator.unowned()
+        if not unowned:
+            return ""
+        obstacles = [
+            f"{worker} waits for {', '.join(map(str, blocked.partitions))}: {blocked.reason}"
+            for worker, blocked in sorted(self._blocked.items())
+        ]
+        return "; ".join([f"{len(unowned)} partitions have no worker yet", *obstacles])
 
     async def run(self) -> None:
         """Give up workers that fall silent, for ever."""
@@ -138,9 +166,9 @@ class Group:
                     self._forget(worker)
                 self._coordinate()
 
-    def say(self, state: str, reason: str) -> None:
-        """Publish a new state, with its reason."""
-        self.state, self.reason = state, reason
+    def say(self, state: str, reason: str, *, superseded: bool = False) -> None:
+        """Publish a new state, with its reason, and whether another instance has the lock."""
+        self.state, self.reason, self.superseded = state, reason, superseded
         self.publish()
 
     def publish(self) -> None:
@@ -153,10 +181,11 @@ class Group:
             reason=self.reason,
             epoch=self.fanout.epoch,
             generation=self.generation,
-            partitions=self._partitions if coordinator is None else coordinator.partitions,
+            partitions=0 if coordinator is None else coordinator.partitions,
             lsn=self.fanout.dispatched,
             owners={} if coordinator is None else coordinator.owners(),
             workers={name: WorkerPlace(member.requests, member.events) for name, member in members.items()},
+            superseded=self.superseded,
         )
         self._events.send([STATUS_TOPIC, encode(status)])
 
@@ -165,14 +194,17 @@ class Group:
     def _on_message(self, parts: list[bytes]) -> None:
         peer, _, body = parts
         coordinator = self.coordinator
-        if coordinator is None:
-            return  # workers say hello again until they are assigned something
         message = decode_from_worker(body)
+        if coordinator is None:
+            if isinstance(message, Hello):
+                self._early[peer] = parts
+            return
         now = time.monotonic()
         if isinstance(message, Hello):
             former = coordinator.members.get(message.worker)
             if former is not None and former.boot != message.boot:
                 self._forget(message.worker)
+            self._blocked.pop(message.worker, None)
             coordinator.hello(now, peer, message)
             self._coordinate()
             return
@@ -191,6 +223,8 @@ class Group:
         elif isinstance(message, Unsubscribe):
             member.tables.discard(message.table)
             self.fanout.unsubscribe(member.worker, message.table)
+        elif isinstance(message, Blocked):
+            self._blocked[member.worker] = message
         elif isinstance(message, Leave):
             log.info("a worker left", worker=member.worker)
             coordinator.leave(now, member.worker)
@@ -199,7 +233,8 @@ class Group:
 
     def _coordinate(self) -> None:
         coordinator = self.coordinator
-        assert coordinator is not None
+        if coordinator is None or not self._leads:
+            return
         for assignment in coordinator.assignments():
             message = Assign(
                 version=assignment.version,
@@ -215,6 +250,7 @@ class Group:
             self._on_change()
 
     def _forget(self, worker: str) -> None:
+        self._blocked.pop(worker, None)
         self.fanout.forget(worker)
         if not self.fanout.blocked:
             self._on_credit()

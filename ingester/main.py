@@ -22,7 +22,7 @@ from ingester.publication import Publication
 from ingester.replication import StreamLost
 from ingester.session import Session, keep_lock, open_session
 from ingester.slot import drop_slot
-from ingester.source import CorruptSource, SourceFile
+from ingester.source import SourceFile, SourceReleased
 from ingester.subscriptions import Subscriptions
 
 log = structlog.get_logger()
@@ -82,13 +82,6 @@ class Ingester:
     async def run(self) -> int:
         """Work until told to stop, or until a problem that only a changed setting can solve. Returns the exit code."""
         log.info("ingester started", slot=self._slot)
-        try:
-            stored = self._file.load()
-        except CorruptSource:
-            stored = None  # the session says so, and decides
-        if stored is not None and not stored.broken:
-            # Workers may open their partitions while the database is still out of reach.
-            self._group.adopt(stored.partitions, stored.generation, stored.acknowledged + 1)
         for work in (self._group.run(), self._beat(), self._acknowledge()):
             self._crash.spawn(work)
         life = asyncio.get_running_loop().create_task(self._live())
@@ -109,12 +102,15 @@ class Ingester:
         if self._feed.is_open and watermark is not None:
             self._feed.halt("shutdown")
             deadline = time.monotonic() + DRAIN
-            while not watermark.all_durable and time.monotonic() < deadline:  # noqa: ASYNC110 - it changes with messages
+            # Workers that have left will report nothing more.
+            while not watermark.all_durable and self._group.has_workers and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             await self._move_acknowledged()
-        self._end_session()
-        if self._settings.temporary_slot:
+        if self._settings.temporary_slot and (self._session is not None or self._settings.temporary_slot_random_name):
+            # While the lock is ours: afterwards it may be another instance's slot.
+            self._feed.close()
             await self._drop_slot()
+        self._end_session()
         self._crash.cancel()
         if self._subscriptions is not None:
             await self._subscriptions.close()
@@ -139,12 +135,10 @@ class Ingester:
                 self._group.say("fatal", problem.message)
                 await asyncio.sleep(0.2)
                 return FATAL_EXIT
-            if problem.kind is Kind.SLOT_LOST:
-                await asyncio.to_thread(self._file.poison, problem.message)
             if time.monotonic() - started > HEALTHY:
                 pause = BACKOFF[0]
             log.warning("no replication session; trying again", reason=problem.message, seconds=round(pause, 1))
-            # As long as there has been none, another instance may well hold the lock: «waiting», as the reference.
+            # As long as there has been none, «waiting», as the reference, whatever it is that we wait for.
             self._group.say("starting" if self._epoch else "waiting", problem.message)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, BACKOFF[1])
@@ -154,13 +148,16 @@ class Ingester:
             self._session = await open_session(self._settings, self._slot, self._file, self._admin, self._waiting)
             await self._run_session(self._session)
         except (*DATABASE_ERRORS, StreamLost) as error:
-            return classify(error)
+            problem = classify(error)
+            if problem.kind is Kind.SLOT_LOST:
+                await asyncio.to_thread(self._file.poison, problem.message)
+            return problem
         finally:
             self._end_session()
 
     def _waiting(self, state: str, reason: str) -> None:
         log.info("waiting", reason=reason)
-        self._group.say(state, reason)
+        self._group.say(state, reason, superseded=state == "waiting")
 
     # ---- a session
 
@@ -184,6 +181,7 @@ class Ingester:
         )
         self._lost = None
         group.coordinator.expire_epoch()
+        group.lead()
         log.info("session opened", position=session.position, generation=source.generation)
         self._wake.set()
         self._opened.set()
@@ -222,7 +220,10 @@ class Ingester:
 
     def _end_session(self) -> None:
         self._opened.clear()
+        self._group.follow()
         self._feed.close()
+        # First this, then the lock: whoever waits for the lock needs both.
+        self._file.release()
         if self._session is not None:
             self._session.lock.pgconn.finish()
             self._session = None
@@ -252,28 +253,33 @@ class Ingester:
             position = group.watermark.acknowledged()
             if position > group.flushed:
                 # Recorded first: a slot that is ahead of what is recorded means that somebody else moved it (INV-2).
-                await asyncio.to_thread(self._file.update, acknowledged=position - 1)
+                try:
+                    await asyncio.to_thread(self._file.update, acknowledged=position - 1)
+                except SourceReleased:
+                    return  # the session ended meanwhile
                 group.flushed = max(group.flushed, position)
                 self._feed.report()
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
-            if self._feed.is_open and self._group.state in ("active", "starting"):
+            if self._session is not None and self._group.state in ("active", "starting"):
                 self._say_progress()
             else:
                 self._group.publish()
 
     def _say_progress(self) -> None:
-        unowned = self._group.unowned
-        if unowned:
-            self._group.say("starting", f"{unowned} partitions have no worker yet")
+        missing = self._group.missing
+        if missing:
+            self._group.say("starting", missing)
         elif self._feed.stalled:
             self._group.say("starting", self._feed.stalled)
         elif self._feed.is_open:
             if self._group.state != "active":
                 log.info("active")
             self._group.say("active", "")
+        else:
+            self._group.publish()
 
 
 async def _run(settings: Settings) -> int:

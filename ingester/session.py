@@ -21,7 +21,7 @@ from common.config import Settings
 from common.postgres import Connection, DatabaseProblem, Pool, connect
 from ingester import publication, slot, source
 from ingester.publication import PublicationState, full_xid
-from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile
+from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile, SourceInUse
 
 log = structlog.get_logger()
 
@@ -30,6 +30,9 @@ LOCK_CHECK: Final = 3.0
 
 LOCK_PATIENCE: Final = 20.0
 """Seconds that such a look may take."""
+
+CLAIM_RETRY: Final = 0.2
+"""Seconds between two attempts to claim the storage directory."""
 
 
 class Session(NamedTuple):
@@ -52,7 +55,8 @@ async def open_session(
 ) -> Session:
     """Get everything that streaming needs; waits for the lock as long as it takes.
 
-    ``on_waiting(state, reason)`` is told what is being waited for. Raises ``DatabaseProblem``, ``psycopg.Error``,
+    Claims ``file``, which the caller releases, also after an error. ``on_waiting(state, reason)`` is told what is being
+    waited for: ``waiting`` means that another instance is at work. Raises ``DatabaseProblem``, ``psycopg.Error``,
     ``OSError``, for ``common.postgres.classify``.
     """
     async with admin.connection() as connection:
@@ -64,6 +68,7 @@ async def open_session(
     replication: Connection | None = None
     try:
         await slot.acquire_lock(lock, slot_name, admin=admin, on_waiting=lambda text: on_waiting("waiting", text))
+        await _claim(file, lock, lambda text: on_waiting("waiting", text))
         replication = await connect_stream(settings)
         system = await slot.identify(replication)
         stored = await asyncio.to_thread(_load, file)
@@ -112,6 +117,22 @@ async def open_session(
     patience = facts.wal_sender_timeout / 3 if facts.wal_sender_timeout else 10.0
     position = max(state.confirmed_flush, current.acknowledged + 1)
     return Session(lock, current, position, anchor, min(10.0, patience), decision)
+
+
+async def _claim(file: SourceFile, lock: Connection, on_waiting: Callable[[str], None]) -> None:
+    """Become the only writer of the storage directory: a former holder of the lock may not know yet that it lost it."""
+    told = 0.0
+    while True:
+        try:
+            file.claim()
+            return
+        except SourceInUse as error:
+            if time.monotonic() - told > slot.WATCH_SECONDS:
+                told = time.monotonic()
+                on_waiting(str(error))
+        await asyncio.sleep(CLAIM_RETRY)
+        # For an instance behind us, too: it ends holders of the lock that do nothing (slot.py).
+        await lock.execute("SELECT 1")
 
 
 async def connect_stream(settings: Settings) -> Connection:

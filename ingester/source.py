@@ -6,8 +6,10 @@ shapes must not be continued: a new generation begins (engine.md 3.4, 3.8, INV-1
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,14 +17,22 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from common.lsn import format_lsn, parse_lsn
+from common.source import FILE_NAME, FORMAT
 
-FILE_NAME: Final = "source.json"
-_FORMAT: Final = 1
+LOCK_NAME: Final = "source.lock"
 _POSITIONS: Final = ("consistent_point", "acknowledged")
 
 
 class CorruptSource(Exception):
     """``source.json`` is there but cannot be what Galvanic wrote; counts as missing."""
+
+
+class SourceInUse(Exception):
+    """Another process writes this storage directory; the text says which."""
+
+
+class SourceReleased(OSError):
+    """The claim on the storage directory was given up: nothing may be written any more."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,12 +152,46 @@ def session(stored: Source | None, decision: Decision, observed: Observed, *, pa
 
 class SourceFile:
     """``source.json`` of one storage directory, kept by the one process that writes it. Methods may be called in
-    threads."""
+    threads.
+
+    The advisory lock in Postgres alone does not make it one: who loses it learns of that only later, and two instances
+    with different slots have different locks. Hence :meth:`claim`, which the kernel takes back from a dead process.
+    """
 
     def __init__(self, storage_dir: Path) -> None:
         self._path = storage_dir / FILE_NAME
         self._lock = threading.Lock()
         self._current: Source | None = None
+        self._claim: int | None = None
+
+    def claim(self) -> None:
+        """Become the only writer of this storage directory. Raises :class:`SourceInUse` at once, ``OSError``."""
+        with self._lock:
+            if self._claim is not None:
+                return
+            file = os.open(self._path.with_name(LOCK_NAME), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+                os.close(file)
+                raise SourceInUse(
+                    f"another process writes the storage directory {self._path.parent}: {holder or 'unknown'}"
+                ) from None
+            except OSError:
+                os.close(file)
+                raise
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            self._claim = file
+
+    def release(self) -> None:
+        """Let another process write; from now on :meth:`update` raises, and :meth:`poison` does nothing."""
+        with self._lock:
+            self._current = None
+            if self._claim is not None:
+                os.close(self._claim)
+                self._claim = None
 
     def load(self) -> Source | None:
         """The stored source, ``None`` if there is no file. Raises ``CorruptSource``, ``OSError``."""
@@ -170,11 +214,11 @@ class SourceFile:
         """Changes fields of what was last loaded or saved, durably, and returns the result; writes only real changes.
 
         Must have returned for ``acknowledged`` before Postgres is told that position (INV-2). Raises ``OSError``;
-        ``RuntimeError`` when there is nothing to change yet.
+        ``SourceReleased`` when there is nothing to change yet, or any more.
         """
         with self._lock:
             if self._current is None:
-                raise RuntimeError("no source was loaded or saved yet")
+                raise SourceReleased(f"{FILE_NAME} is not this process's to write")
             changed = msgspec.structs.replace(self._current, **changes)
             if changed != self._current:
                 self._write(changed)
@@ -220,14 +264,14 @@ def encode(source: Source) -> bytes:
     fields = msgspec.to_builtins(source)
     for name in _POSITIONS:
         fields[name] = format_lsn(fields[name])
-    return json.dumps({"format": _FORMAT} | fields, indent=1).encode() + b"\n"
+    return json.dumps({"format": FORMAT} | fields, indent=1).encode() + b"\n"
 
 
 def decode(text: bytes) -> Source:
     """Reads what ``encode`` wrote. Raises ``CorruptSource`` on anything else."""
     try:
         fields = json.loads(text)
-        if fields.pop("format") != _FORMAT:
+        if fields.pop("format") != FORMAT:
             raise ValueError("it was written by another version of Galvanic")
         for name in _POSITIONS:
             fields[name] = parse_lsn(fields[name])

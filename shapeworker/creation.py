@@ -23,6 +23,7 @@ from common.lsn import Offset
 from common.messages import Answer, Refused, Subscribe, Subscribed
 from common.postgres import Pool, is_unavailable
 from common.shape import ShapeRequest, partition_of
+from common.shapelog.description import Description, write_description
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
 from common.table import Table, describe, selection
@@ -259,7 +260,14 @@ class Creator:
         assert snapshot is not None
         # From here on its commits hold back the durable position; what it wrote before is synced right now.
         shape.settling = True
-        await loop.run_in_executor(None, log_writer.sync)
+        description = Description(generation=self._holdings.generation, request=shape.request, schema=shape.schema)
+
+        def settle() -> None:
+            log_writer.sync()
+            # Now that all it promises is on the disk.
+            write_description(shape.directory, description)
+
+        await loop.run_in_executor(None, settle)
         if shape.life is Life.ENDED:
             return
         partition = self._holdings.partitions[shape.partition]

@@ -22,8 +22,10 @@ from common.messages import (
     MESSAGE,
     POSITION,
     STATUS_TOPIC,
+    Blocked,
     Credit,
     Durable,
+    FromWorker,
     Hello,
     Leave,
     Subscribe,
@@ -44,6 +46,7 @@ from shapeworker.apply import Applier, StorageFull
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
+from shapeworker.lease import Lease
 from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
 from shapeworker.requests import Requests
@@ -100,6 +103,7 @@ class Worker:
             self._disk,
             self._on_held,
             self._fed.discard,
+            lambda partitions, reason: self._send(Blocked(partitions, reason)),
         )
         connections = max(1, settings.db_pool_size // max(1, settings.workers))
         self._pool = Pool(
@@ -123,6 +127,7 @@ class Worker:
             on_active=self._logs.open,
         )
         self._intake = Intake()
+        self._lease = Lease(time.monotonic())
 
         self._context: zmq.Context[Any] = zmq.Context()
         self._stream = Channel(
@@ -194,6 +199,8 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
+            if reason := self._lease.lost(time.monotonic()):
+                self._let_go(reason)
             if not self._ingester:
                 self._hello(0)
             self._send(Durable(self._reporting, self._syncer.durable))
@@ -211,12 +218,25 @@ class Worker:
 
     def _on_status(self, parts: list[bytes]) -> None:
         status = decode_status(parts[1])
+        self._lease.status(time.monotonic(), status.superseded)
         if status.boot != self._ingester and self._ingester:
             # Another ingester: it knows nothing of us, and what the former one had not sent is lost.
             self._ingester = ""
             self._version = 0
             self._intake.forget()
             self._hello(0)
+
+    def _let_go(self, reason: str) -> None:
+        """Another stack may need the partitions; until an ingester assigns some, this worker has none."""
+        if not self._ownership.let_go():
+            return
+        log.warning("giving all partitions back", reason=reason)
+        self._ingester = ""
+        self._version = 0
+        # What is not synced yet will not be: nothing more is reported durable in the epoch that fed it.
+        self._reporting = 0
+        self._intake.forget()
+        self._applier.restart()
 
     def _on_stream(self, parts: list[bytes]) -> None:
         if self._crash.stopping:
@@ -314,7 +334,7 @@ class Worker:
         self._tables.add(subscribe.table)
         self._send(subscribe)
 
-    def _send(self, message: Hello | Subscribe | Unsubscribe | Durable | Credit | Leave) -> None:
+    def _send(self, message: FromWorker) -> None:
         self._stream.send([MESSAGE, encode(message)])
 
     def _on_durable(self, lsn: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from common.messages import Assign
@@ -21,11 +22,11 @@ from shapeworker.sync import Syncer
 
 log = structlog.get_logger()
 
-LOCK_RETRY = 0.05
-"""Seconds between two attempts to take a partition that its former owner still holds."""
+LOCK_RETRY = (0.05, 0.25)
+"""Seconds between two attempts to take what a former owner still holds: at first, and after LOCK_WARNING."""
 
-LOCK_WARNING = 5.0
-"""Seconds after which waiting for a partition is worth a line in the log."""
+LOCK_WARNING = 1.0
+"""Seconds after which waiting for partitions is worth telling."""
 
 
 class Ownership:
@@ -41,9 +42,10 @@ class Ownership:
         disk: Executor,
         on_held: Callable[[int], None],
         on_release: Callable[[int], None],
+        on_blocked: Callable[[tuple[int, ...], str], None],
     ) -> None:
         """``on_held(version)``: the worker now holds exactly what this assignment says. ``on_release(partition)``: from
-        now on it is not this worker's."""
+        now on it is not this worker's. ``on_blocked(partitions, reason)``: these cannot be taken yet."""
         self._storage = storage
         self._holdings = holdings
         self._applier = applier
@@ -52,6 +54,7 @@ class Ownership:
         self._disk = disk
         self._on_held = on_held
         self._on_release = on_release
+        self._on_blocked = on_blocked
         self._wanted: Assign | None = None
         self._wake = asyncio.Event()
 
@@ -59,6 +62,14 @@ class Ownership:
         """The ingester wants us to hold these partitions."""
         self._wanted = assignment
         self._wake.set()
+
+    def let_go(self) -> bool:
+        """Hold nothing until the next assignment; ``False`` if it is so already."""
+        wanted = self._wanted
+        if wanted is None or not (wanted.partitions or self._holdings.partitions):
+            return False
+        self.assign(msgspec.structs.replace(wanted, version=0, partitions=()))
+        return True
 
     async def run(self) -> None:
         """Carry out assignments for ever."""
@@ -78,10 +89,7 @@ class Ownership:
             holdings.generation = assignment.generation
             if stale:
                 holdings.acknowledged = assignment.acknowledged
-            for number in sorted(wanted - holdings.partitions.keys()):
-                if not await self._take(number, assignment):
-                    break
-            else:
+            if await self._take_all(sorted(wanted - holdings.partitions.keys()), assignment):
                 self._on_held(assignment.version)
 
     async def release(self, number: int) -> None:
@@ -112,24 +120,42 @@ class Ownership:
         for number in sorted(self._holdings.partitions):
             await self.release(number)
 
-    async def _take(self, number: int, assignment: Assign) -> bool:
+    async def _take_all(self, numbers: list[int], assignment: Assign) -> bool:
+        """Take these partitions, each as soon as it is free; ``False`` if another assignment came before."""
         loop = asyncio.get_running_loop()
         started, warned = loop.time(), False
         while not self._wake.is_set():
-            try:
-                partition, rows = await loop.run_in_executor(
-                    self._disk, open_partition, self._storage, number, assignment.generation
-                )
-            except (CatalogLocked, OSError, sqlite3.OperationalError) as error:
-                if not warned and (loop.time() - started > LOCK_WARNING or not isinstance(error, CatalogLocked)):
-                    warned = True
-                    cause = "another process still holds it" if isinstance(error, CatalogLocked) else str(error)
-                    log.warning("waiting for a partition", partition=number, reason=cause)
-                await asyncio.sleep(LOCK_RETRY)
+            blocked: dict[int, str] = {}
+            for number in numbers:
+                if self._wake.is_set():
+                    return False
+                if obstacle := await self._take(number, assignment):
+                    blocked[number] = obstacle
+            if not blocked:
+                return True
+            numbers = list(blocked)
+            if loop.time() - started < LOCK_WARNING:
+                await asyncio.sleep(LOCK_RETRY[0])
                 continue
-            self._adopt(partition, rows)
-            return True
+            self._on_blocked(tuple(numbers), blocked[numbers[0]])
+            if not warned:
+                warned = True
+                log.warning("waiting for partitions", partitions=numbers, reason=blocked[numbers[0]])
+            await asyncio.sleep(LOCK_RETRY[1])
         return False
+
+    async def _take(self, number: int, assignment: Assign) -> str:
+        """Take one partition; returns what is in the way, nothing if it is ours now."""
+        try:
+            partition, rows = await asyncio.get_running_loop().run_in_executor(
+                self._disk, open_partition, self._storage, number, assignment.generation
+            )
+        except CatalogLocked as locked:
+            return f"another process still holds them; fuser -v {locked} names it"
+        except (OSError, sqlite3.OperationalError) as error:
+            return f"partition {number} cannot be opened: {error}"
+        self._adopt(partition, rows)
+        return ""
 
     def _adopt(self, partition: Partition, rows: list[ShapeRow]) -> None:
         self._holdings.partitions[partition.number] = partition

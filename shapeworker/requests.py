@@ -138,5 +138,10 @@ class Requests:
             self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
         return Place(
-            id=number, handle=shape.handle, directory=shape.relative, schema=shape.schema, request=shape.request
+            id=number,
+            handle=shape.handle,
+            directory=shape.relative,
+            schema=shape.schema,
+            request=shape.request,
+            generation=self._holdings.generation,
         )

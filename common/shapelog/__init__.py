@@ -1,5 +1,6 @@
 """The files of a shape: its snapshot, its log, and the index that says where the log ends (docs/storage-format.md)."""
 
+from common.shapelog.description import Description, read_description, write_description
 from common.shapelog.files import REAL, Files
 from common.shapelog.layout import DamagedLog, Header, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
@@ -10,6 +11,7 @@ from common.shapelog.writer import LogWriter
 __all__ = [
     "REAL",
     "DamagedLog",
+    "Description",
     "Files",
     "Header",
     "LogRange",
@@ -18,5 +20,7 @@ __all__ = [
     "SnapshotState",
     "SnapshotWriter",
     "empty_trash",
+    "read_description",
     "retire",
+    "write_description",
 ]

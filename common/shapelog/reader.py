@@ -29,6 +29,7 @@ from common.shapelog.layout import (
     record_position,
     snapshot_name,
 )
+from common.shapelog.recovery import find_end
 
 SLICE_BYTES: Final = 256 << 10
 """The most that a search reads at once."""
@@ -114,7 +115,8 @@ class _Committed:
 class ShapeReader:
     """Reads one shape; it goes on doing so when the directory is moved away, and :meth:`header` says that it ended.
 
-    Open it only after the shape's writer has opened it (that is when a log is recovered). For one thread.
+    Open it only after the shape's writer has opened it (that is when a log is recovered), or ask :meth:`is_whole`. For
+    one thread.
     """
 
     __slots__ = ("_directory", "_files", "_index", "_log", "_snapshot", "_snapshot_chunk")
@@ -135,6 +137,25 @@ class ShapeReader:
             if header is not None:
                 return header
         raise DamagedLog(f"the header of {INDEX_NAME} is torn")
+
+    def is_whole(self, acknowledged: int) -> bool:
+        """Whether the log can be read as it is although perhaps nobody has recovered it since the machine went down.
+
+        That is so when recovery would keep its last commit. ``acknowledged``: an LSN up to which all is durable, from
+        *before* this call. Reads what is above it, so this is for a thread of its own. Raises ``OSError``.
+        """
+        last = self.last()
+        try:
+            log = self._files.open(self._directory / LOG_NAME, READ)
+        except FileNotFoundError:
+            log = None
+        try:
+            return find_end(self._files, self._index, log, acknowledged).last >= last
+        except DamagedLog:
+            return False
+        finally:
+            if log is not None:
+                self._files.close(log)
 
     def last(self) -> Offset:
         """The offset of the last committed entry, ``0_inf`` if there is none (http-api.md 12.4). Raises ``OSError``."""

@@ -17,7 +17,8 @@ _stacks = pytest.StashKey[list[Stack]]()
 
 
 class StartStack(Protocol):
-    """Starts a stack for this test and waits until it is active and all workers hold partitions."""
+    """Starts a stack for this test and, unless told otherwise, waits until it is active and all workers hold
+    partitions."""
 
     async def __call__(
         self,
@@ -29,6 +30,7 @@ class StartStack(Protocol):
         environments: Mapping[str, Mapping[str, str]] | None = None,
         storage: Path | None = None,
         keep_alive: bool = True,
+        ready: bool = True,
     ) -> Stack: ...
 
 
@@ -62,6 +64,7 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         environments: Mapping[str, Mapping[str, str]] | None = None,
         storage: Path | None = None,
         keep_alive: bool = True,
+        ready: bool = True,
     ) -> Stack:
         stack = Stack(
             database_url,
@@ -75,6 +78,8 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         )
         stacks.append(stack)
         stack.start()
+        if not ready:
+            return stack
         await stack.wait_active()
         # A worker that joins a moment later takes partitions over, which ends shapes that are just being created there.
         await stack.wait_balanced()

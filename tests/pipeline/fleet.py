@@ -18,8 +18,18 @@ from tests.pipeline.workload import SCALE, Workload
 class Fleet:
     """The readers of a test, its workload and its stack. On the way out nothing of it runs any more."""
 
-    def __init__(self, stack: Stack, workload: Workload, *, protected: bool = False, monotone_lsn: bool = True) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        workload: Workload,
+        *,
+        protected: bool = False,
+        monotone_lsn: bool = True,
+        url: str | None = None,
+    ) -> None:
+        """``url``: where readers go; to the stack itself unless told otherwise."""
         self.stack = stack
+        self.url = url or stack.url
         self.workload = workload
         self.readers: list[Reader] = []
         self._protected = protected
@@ -42,7 +52,7 @@ class Fleet:
     def add(self, table: str, columns: Sequence[str] | None = None, replica: Replica = "default") -> Reader:
         """A new reader, following from now on."""
         reader = Reader(
-            self.stack.url,
+            self.url,
             table,
             columns=columns,
             replica=replica,

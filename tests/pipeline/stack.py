@@ -120,10 +120,10 @@ class Stack:
         """The names of the gateways that are meant to run."""
         return [name for name, child in self._children.items() if name.startswith("g") and child.wanted]
 
-    def start(self) -> None:
-        """Starts every declared process that does not run."""
-        for child in self._children.values():
-            self._launch(child)
+    def start(self, *names: str) -> None:
+        """Starts every declared process, or these, if they do not run."""
+        for name in names or list(self._children):
+            self._launch(self._children[name])
         if self._keep_alive and self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="keeper of the stack")
 
@@ -224,13 +224,17 @@ class Stack:
             assert time.monotonic() < deadline, f"/v1/health does not say {text!r}: {status} {body}"
             await asyncio.sleep(0.1)
 
-    async def stop(self) -> None:
-        """SIGTERM to all, gateways first; what does not go is killed and noted. Idempotent."""
+    async def stop(self, *order: str) -> None:
+        """SIGTERM to all; what does not go is killed and noted. Idempotent.
+
+        ``order``: beginnings of names, those first that end first: gateways, workers, ingester unless told otherwise;
+        ``""`` is all at once.
+        """
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        for first in ("g", "w", "i"):
+        for first in order or ("g", "w", "i"):
             await self._terminate([child for name, child in self._children.items() if name.startswith(first)])
 
     def dispose(self) -> None:

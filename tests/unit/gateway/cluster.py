@@ -92,7 +92,14 @@ class StoredShape:
 
     def place(self, id: int) -> Place:
         """What a gateway is told."""
-        return Place(id=id, handle=self.handle, directory=self.directory, schema=SCHEMA, request=self.request)
+        return Place(
+            id=id,
+            handle=self.handle,
+            directory=self.directory,
+            schema=SCHEMA,
+            request=self.request,
+            generation=GENERATION,
+        )
 
 
 class Worker:

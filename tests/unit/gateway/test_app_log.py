@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from gateway import log
 from tests.unit.gateway.cluster import (
+    GENERATION,
     SNAPSHOT_END_ITEM,
     Cluster,
     cluster,
@@ -60,7 +61,7 @@ async def test_an_initial_sync_goes_from_the_snapshot_to_up_to_date(world: Clust
     assert len(first.headers["x-request-id"]) == 20
 
     world.worker.apply(500, shape.partition)
-    await until(lambda: world.gateway._progress.seen(shape.partition) == 500)
+    await until(lambda: world.gateway._progress.seen(shape.partition, GENERATION) == 500)
     second = await world.get(f"offset=0_0&handle={handle}")
     assert second.items == [up_to_date(500)]
     assert second.headers["electric-offset"] == "0_inf"
@@ -84,7 +85,7 @@ async def test_a_catch_up_returns_what_comes_after_the_offset(world: Cluster) ->
     assert [item["headers"].get("op_position") for item in middle.items] == [2, 0, None]
     # Never claims less than the answer contains, whatever the worker has told.
     world.worker.apply(750, shape.partition)
-    await until(lambda: world.gateway._progress.seen(shape.partition) == 750)
+    await until(lambda: world.gateway._progress.seen(shape.partition, GENERATION) == 750)
     end = await world.get(f"offset=800_0&handle={shape.handle}")
     assert end.items == [up_to_date(800)]
     assert end.headers["electric-offset"] == "800_0"

@@ -97,8 +97,8 @@ def test_progress_never_goes_back_within_a_generation() -> None:
     progress.applied(1, 50, (0, 1))
     progress.applied(1, 40, (1, 2))
     progress.begin(1)
-    assert [progress.seen(partition) for partition in range(4)] == [50, 50, 40, 0]
+    assert [progress.seen(partition, 1) for partition in range(4)] == [50, 50, 40, 0]
     progress.begin(2)
-    assert progress.seen(0) == 0
+    assert progress.seen(0, 2) == 0
     progress.applied(1, 60, (0,))
-    assert progress.seen(0) == 0, "a worker that has not heard of the new generation yet speaks of another database"
+    assert progress.seen(0, 2) == 0, "a worker that has not heard of the new generation yet speaks of another database"

@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.lsn import MAX_LSN
+from common.source import FILE_NAME, Standing, read_standing
 from ingester.source import (
-    FILE_NAME,
     Continue,
     CorruptSource,
     NewGeneration,
     Observed,
     Source,
     SourceFile,
+    SourceInUse,
+    SourceReleased,
     decide,
     decode,
     encode,
@@ -206,8 +208,39 @@ def test_an_update_without_a_change_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_to_update_before_a_source_is_known(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SourceReleased):
         SourceFile(tmp_path).update(acknowledged=1)
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
+    first, second = SourceFile(tmp_path), SourceFile(tmp_path)
+    first.claim()
+    first.claim()  # already ours
+    first.save(STORED)
+    with pytest.raises(SourceInUse, match=f"pid {os.getpid()} on "):
+        second.claim()
+    first.release()
+    second.claim()
+    second.save(msgspec.structs.replace(STORED, epoch=STORED.epoch + 1))
+    # The former holder does not know yet that it is one.
+    with pytest.raises(SourceReleased):
+        first.update(acknowledged=STORED.acknowledged + 5)
+    first.poison("too late")
+    loaded = SourceFile(tmp_path).load()
+    assert loaded == msgspec.structs.replace(STORED, epoch=STORED.epoch + 1)
+
+
+def test_others_read_the_part_that_concerns_them(tmp_path: Path) -> None:
+    assert read_standing(tmp_path) is None
+    file = SourceFile(tmp_path)
+    file.save(STORED)
+    assert read_standing(tmp_path) == Standing(
+        partitions=STORED.partitions, generation=STORED.generation, acknowledged=STORED.acknowledged
+    )
+    file.poison("the slot is gone")
+    assert read_standing(tmp_path) is None, "its shapes are about to end"
+    (tmp_path / FILE_NAME).write_bytes(b'{"format": 1, "partitions"')
+    assert read_standing(tmp_path) is None
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
