@@ -8,6 +8,7 @@ It is then an early state of a shape that nobody goes on with, and its next owne
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import structlog
@@ -45,7 +46,7 @@ class Finder:
 
     def _find(self, request: ShapeRequest, shapes: Path, prefix: str, standing: Standing) -> Place | None:
         try:
-            handles = [path.name for path in (self._storage / shapes).iterdir() if path.name.startswith(prefix)]
+            handles = [name for name in os.listdir(self._storage / shapes) if name.startswith(prefix)]
         except FileNotFoundError:
             return None
         # The newest first: if that one cannot be served yet, any older one is over (INV-15, INV-33).

@@ -158,7 +158,9 @@ async def test_there_and_back_under_load(
             large = asyncio.create_task(fleet.workload.large(20_000))
             await fleet.run(choice.uniform(0.2, 1.5))
             clients.switch(new)
+            started = asyncio.get_running_loop().time()
             await asyncio.gather(old.stop(*order), take_over(new))
+            print(f"from SIGTERM to active and balanced: {asyncio.get_running_loop().time() - started:.1f} s")
             added = fleet.add(f"late_{round_number}", columns=["id", "title"])
             await large
             await fleet.run(1)
@@ -169,6 +171,25 @@ async def test_there_and_back_under_load(
             old, new = new, old
         assert not [text for reader in fleet.readers if reader.protected for text in reader.refusals]
         await fleet.rest()
+
+
+@pytest.mark.faults
+async def test_a_whole_stack_dies_while_another_waits(database: str, start_stack: StartStack, seed: int) -> None:
+    await create_schema(database)
+    a = await start_stack(database, workers=2, keep_alive=False)
+    async with service(database, seed, a) as clients:
+        b = await second(start_stack, database, a)
+        large = asyncio.create_task(clients.fleet.workload.large(20_000))
+        await clients.fleet.run(0.5)
+        # Nobody says goodbye; clients may be ahead of what was durable, never of what B finds.
+        clients.switch(b)
+        for name in ("ingester", *a.workers, *a.gateways):
+            a.lose(name)
+        await take_over(b)
+        await large
+        await clients.fleet.run(1)
+        assert not clients.refused()
+        await clients.fleet.rest()
 
 
 @pytest.mark.faults

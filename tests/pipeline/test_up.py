@@ -61,6 +61,15 @@ def test_from_nothing_to_changes_and_away(started: Launched, tmp_path: Path) -> 
     assert changes, "the sample table changes every second"
 
     directory = started.output_file.parent
+    beside = {
+        "ELECTRIC_INSECURE": "true",
+        "ELECTRIC_PORT": str(free_port()),
+        "GALVANIC_RUN_DIR": str(directory / "run"),
+    }
+    for command in ("up", "check"):
+        with galvanic(command, tmp_path, **beside, DATABASE_URL="postgresql://u:p@127.0.0.1:1/d") as second:
+            assert second.wait() == 78, second.output
+            assert f"{directory}/run is in use by a Galvanic that runs" in second.output
     for count in (3, 1, 2):
         with galvanic(f"scale {count} --run-dir {directory / 'run'}", tmp_path) as scale:
             assert scale.wait() == 0, scale.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.unit.gateway.cluster import (
     cluster,
     entry,
     row,
+    until,
 )
 
 REQUEST = ShapeRequest(schema="public", table="items")
@@ -217,6 +219,17 @@ async def test_an_active_owner_is_the_authority() -> None:
         fresh = await world.get("offset=-1")
         assert fresh.headers["electric-handle"] != stale.handle
         assert isinstance(world.worker.asked[-1], Ensure)
+
+
+async def test_a_partition_that_moves_is_waited_for() -> None:
+    async with cluster() as world:
+        write_source(world.storage)
+        stale = complete(world.storage)
+        world.worker.refusal = NotOwner
+        asked = asyncio.create_task(world.get("offset=-1"))
+        await until(lambda: len(world.worker.asked) > 2)
+        world.worker.refusal = None
+        assert (await asked).headers["electric-handle"] != stale.handle
 
 
 async def test_a_worker_that_can_be_asked_is_asked_first() -> None:
