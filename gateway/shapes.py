@@ -299,6 +299,7 @@ class Shapes:
         ready_by = loop.time() + READY_TIMEOUT
         look_at = loop.time()
         hash_ = request.hash()
+        reply: Reply | Shape | None = None
         while loop.time() < deadline:
             total = self._service.partitions
             partition = 0 if total is None else partition_of(hash_, total)
@@ -316,11 +317,13 @@ class Shapes:
                         return shape
                 except WorkerLost:
                     # The worker may have been at it for long: what comes next is a new question.
+                    reply = None
                     ready_by = loop.time() + READY_TIMEOUT
                 except TimeoutError:
                     if active:
                         break
-            if create and not active and loop.time() >= look_at:
+            # Who holds the partition knows better than the disk, where a shape that has just ended may look alive.
+            if create and not active and not isinstance(reply, Missing) and loop.time() >= look_at:
                 look_at = loop.time() + SILENCE
                 if stored := await self._stored(request):
                     return stored

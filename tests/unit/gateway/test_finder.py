@@ -243,6 +243,17 @@ async def test_a_worker_that_can_be_asked_is_asked_first() -> None:
         assert isinstance(world.worker.asked[-1], Find)
 
 
+async def test_a_worker_that_knows_of_none_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "READY_TIMEOUT", 0.3)
+    async with cluster() as world:
+        write_source(world.storage)
+        complete(world.storage)
+        world.state = "starting"
+        await world.until_health(202)
+        assert (await world.get("offset=-1")).status == 503
+        assert {type(request) for request in world.worker.asked} == {Find}
+
+
 async def test_an_owner_that_keeps_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "SILENCE", 0.1)
     async with cluster() as world:
