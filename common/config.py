@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         return f"electric_slot_{self._random_suffix if random else self.stream_id}"
 
     @property
+    def pooled_setting(self) -> str:
+        """The variable that `pooled_database_url` comes from, to be named when it leads nowhere."""
+        return "DATABASE_URL" if self.pooled_database_url == self.database_url else "ELECTRIC_POOLED_DATABASE_URL"
+
+    @property
     def publication_name(self) -> str:
         """The publication that Galvanic adds tables to."""
         return f"electric_publication_{self.stream_id}"

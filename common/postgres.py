@@ -96,6 +96,14 @@ class DatabaseProblem(Exception):
         self.problem = Problem(kind, message)
 
 
+class CannotConnect(psycopg.OperationalError):
+    """An attempt to connect that failed; ``setting`` is the variable whose URL did not lead anywhere."""
+
+    def __init__(self, message: str, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class PoolBusy(DatabaseProblem):
     """All connections of a pool stayed in use for as long as the caller was willing to wait."""
 
@@ -132,6 +140,11 @@ _TEXTS: Final = tuple(
         (Kind.FATAL, r"password authentication failed|no password supplied", "check user and password of the URL"),
         (
             Kind.FATAL,
+            r"pg_hba\.conf.*(no encryption|SSL off)",
+            "if the server demands TLS, do not set sslmode=disable; else let pg_hba.conf admit host, user and database",
+        ),
+        (
+            Kind.FATAL,
             r"no pg_hba\.conf entry|pg_hba\.conf rejects",
             "let pg_hba.conf admit this host, user and database",
         ),
@@ -158,7 +171,11 @@ _TEXTS: Final = tuple(
         ),
     )
 )
-"""Told by text, since libpq gives no SQLSTATE for a connection that failed; the first that matches decides."""
+"""Told by text, since libpq gives no SQLSTATE for a connection that failed; the first that matches decides.
+
+A server speaks the language of its ``lc_messages`` until the session has begun, and no startup option changes that
+sooner: what a server refuses in another language than English counts as RETRY, with its text as the reason.
+"""
 
 _FATAL_STATES: Final = ("28", "3D000", "42501", "42601")
 _SECRETS: Final = re.compile(r"(?i)(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)|(://[^\s:/@]*:)[^\s@]*@")
@@ -169,6 +186,8 @@ def classify(error: BaseException) -> Problem:
     if isinstance(error, DatabaseProblem):
         return error.problem
     text = _one_line(error)
+    if isinstance(error, CannotConnect):
+        text = f"{error.setting}: {text}"
     for kind, pattern, advice in _TEXTS:
         if pattern.search(text):
             return Problem(kind, f"{text}; {advice}" if advice else text)
@@ -242,16 +261,25 @@ async def resolve(text: str, prefer_ipv6: bool) -> str:
 
 
 async def connect(
-    url: str, application_name: str, *, replication: bool = False, pooled: bool = False, prefer_ipv6: bool = False
+    url: str,
+    application_name: str,
+    *,
+    replication: bool = False,
+    pooled: bool = False,
+    prefer_ipv6: bool = False,
+    setting: str = "DATABASE_URL",
 ) -> Connection:
     """A new connection in autocommit mode, without prepared statements.
 
     Unless ``pooled``, the settings of ``session_settings`` are in force. With ``replication`` it is a walsender that
     also takes SQL, but only through the simple protocol: no parameters in ``execute``. Raises ``psycopg.Error``, for
-    ``classify``.
+    ``classify``; ``CannotConnect`` with ``setting``, where the URL comes from, when there is no connection.
     """
-    text = await resolve(conninfo(url, application_name, replication=replication), prefer_ipv6)
-    connection = await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=None)
+    try:
+        text = await resolve(conninfo(url, application_name, replication=replication), prefer_ipv6)
+        connection = await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=None)
+    except psycopg.OperationalError as error:
+        raise CannotConnect(str(error), setting) from error
     try:
         if not pooled:
             await connection.execute(session_settings(connection.info.server_version).encode())
@@ -276,11 +304,16 @@ class Pool:
         *,
         pooled: bool = False,
         prefer_ipv6: bool = False,
+        setting: str = "DATABASE_URL",
         patience: float = 5.0,
         keep: float = 300.0,
     ) -> None:
-        """``patience``: seconds a caller waits for its turn. ``keep``: seconds an unused connection is kept."""
+        """``patience``: seconds a caller waits for its turn. ``keep``: seconds an unused connection is kept.
+
+        ``setting`` is the variable that the URL comes from.
+        """
         self._url, self._name, self._pooled, self._prefer_ipv6 = url, application_name, pooled, prefer_ipv6
+        self._setting = setting
         self._patience, self._keep = patience, keep
         self._turns = asyncio.Semaphore(size)
         self._idle: list[tuple[Connection, float]] = []
@@ -319,7 +352,9 @@ class Pool:
             if since >= oldest and _still_open(connection):
                 return connection
             await connection.close()
-        return await connect(self._url, self._name, pooled=self._pooled, prefer_ipv6=self._prefer_ipv6)
+        return await connect(
+            self._url, self._name, pooled=self._pooled, prefer_ipv6=self._prefer_ipv6, setting=self._setting
+        )
 
     async def _give_back(self, connection: Connection) -> None:
         try:

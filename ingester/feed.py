@@ -22,7 +22,7 @@ from ingester.group import Group
 from ingester.publication import Publication
 from ingester.replication import ReplicationStream
 from ingester.session import connect_stream
-from ingester.slot import end_readers
+from ingester.slot import System, check_continuity, end_readers
 
 log = structlog.get_logger()
 
@@ -69,8 +69,11 @@ class Feed:
         """Whether there is a stream."""
         return self._stream is not None
 
-    async def open(self, status_interval: float) -> None:
-        """Stream from the acknowledged position. Raises ``psycopg.Error``, ``DatabaseProblem``, ``OSError``."""
+    async def open(self, system: System, status_interval: float) -> None:
+        """Stream from the acknowledged position. Raises ``psycopg.Error``, ``DatabaseProblem``, ``OSError``.
+
+        ``system`` is where the stream before was from.
+        """
         self._halts.clear()
         self.stalled = ""
         deadline = time.monotonic() + SLOT_PATIENCE
@@ -78,6 +81,7 @@ class Feed:
             self._connection = await connect_stream(self._settings)
             stream = ReplicationStream(self._connection, self, status_interval)
             try:
+                await check_continuity(self._connection, self._slot, system, self._group.flushed)
                 await stream.start(self._slot, self._settings.publication_name, self._group.flushed)
             except psycopg.errors.ObjectInUse:
                 # The walsender of the former stream is busy and has not noticed yet that nobody listens.

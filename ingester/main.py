@@ -15,10 +15,11 @@ import uvloop
 from common.config import Settings
 from common.crash import CrashOnly
 from common.messages import Subscribe
-from common.postgres import DATABASE_ERRORS, Kind, Pool, Problem, classify
+from common.postgres import DATABASE_ERRORS, DatabaseProblem, Kind, Pool, Problem, classify
+from common.remedies import Remedies
 from ingester.feed import Feed
 from ingester.group import Group
-from ingester.publication import Publication
+from ingester.publication import Publication, drop_publication
 from ingester.replication import StreamLost
 from ingester.session import Session, keep_lock, open_session
 from ingester.slot import drop_slot
@@ -69,7 +70,9 @@ class Ingester:
             max(4, settings.db_pool_size // 4),
             pooled=True,
             prefer_ipv6=settings.database_use_ipv6,
+            setting=settings.pooled_setting,
         )
+        self._remedies = Remedies()
         self._feed = Feed(settings, self._slot, self._group, self._admin, self._crash, self._on_lost)
         self._subscriptions: Subscriptions | None = None
         self._session: Session | None = None
@@ -106,9 +109,8 @@ class Ingester:
             while not watermark.all_durable and self._group.has_workers and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             await self._move_acknowledged()
+        self._feed.close()
         if self._settings.temporary_slot and (self._session is not None or self._settings.temporary_slot_random_name):
-            # While the lock is ours: afterwards it may be another instance's slot.
-            self._feed.close()
             await self._drop_slot()
         self._end_session()
         self._crash.cancel()
@@ -117,9 +119,16 @@ class Ingester:
         await self._admin.close()
 
     async def _drop_slot(self) -> None:
-        """The slot was asked to go with us: what is in the storage directory ends with it at the next start."""
+        """The slot was asked to go with us: what is in the storage directory ends with it at the next start.
+
+        While the lock is held, or it might be another's by now. The publication goes first, so that a successor cannot
+        take the slot for whole (engine.md 3.3); unless it has users besides the slot of this name.
+        """
+        settings = self._settings
         try:
             async with self._admin.connection() as connection:
+                if not settings.manual_table_publishing and not settings.temporary_slot_random_name:
+                    await drop_publication(connection, settings.publication_name)
                 await drop_slot(connection, self._slot)
         except DATABASE_ERRORS as error:
             log.warning("the replication slot could not be dropped", slot=self._slot, error=classify(error).message)
@@ -174,7 +183,7 @@ class Ingester:
             manual=self._settings.manual_table_publishing,
             settled=source.published,
             on_settled=lambda settled: asyncio.to_thread(self._file.update, published=settled),
-            on_remedy=lambda reason, remedy: log.warning("an operator can help", reason=reason, sql=remedy),
+            on_remedy=self._remedies.offer,
         )
         self._subscriptions = Subscriptions(
             publication, self._admin, group.coordinator, group.fanout, self._feed.at_boundary
@@ -202,7 +211,8 @@ class Ingester:
     def _on_lock_lost(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             error = task.exception()
-            self._on_lost(error if isinstance(error, psycopg.Error) else StreamLost("the lock's connection is silent"))
+            lost = StreamLost("the lock's connection is silent")
+            self._on_lost(error if isinstance(error, psycopg.Error | DatabaseProblem) else lost)
 
     def _on_lost(self, error: Exception) -> None:
         self._lost = error
@@ -215,7 +225,7 @@ class Ingester:
         await self._move_acknowledged()
         fed = self._group.start_epoch(self._epoch)
         self._feed.reached_boundary()
-        await self._feed.open(session.status_interval)
+        await self._feed.open(session.system, session.status_interval)
         log.info("epoch started", epoch=self._epoch, position=self._group.flushed, workers=fed)
 
     def _end_session(self) -> None:

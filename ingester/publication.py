@@ -118,6 +118,13 @@ async def _create(admin: Connection, name: str, has_generated: bool) -> Flags:
     return flags
 
 
+async def drop_publication(admin: Connection, name: str) -> None:
+    """Drops the publication if it belongs to the current role. Raises ``psycopg.Error``."""
+    flags = (await look(admin, name, _NO_TABLE)).publication
+    if flags is not None and flags.owned:
+        await admin.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -258,11 +265,13 @@ class Publication:
                         await connection.execute(set_identity(relation))
                     done = await look(connection, self._name, oid)
                     return Member(done.memberships)
-            except errors.InsufficientPrivilege as error:
+            except errors.InsufficientPrivilege:
+                # What Postgres says is about the lock, if that is where it began; all that is done needs the owner.
+                owned = found.relations[0] if steps.add else steps.full[0]
                 statements = [add_table(self._name, found.relations[0])] if steps.add else []
                 statements += [set_identity(relation) for relation in steps.full]
                 return NotPublished(
-                    f"Unable to create initial snapshot: {error.diag.message_primary}",
+                    f"Unable to create initial snapshot: must be owner of table {owned.name}",
                     remedy=" ".join(f"{statement.as_string(None)};" for statement in statements),
                 )
 

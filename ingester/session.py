@@ -18,9 +18,10 @@ from typing import Final, NamedTuple
 import structlog
 
 from common.config import Settings
-from common.postgres import Connection, DatabaseProblem, Pool, connect
+from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from ingester import publication, slot, source
 from ingester.publication import PublicationState, full_xid
+from ingester.slot import ServerFacts, System
 from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile, SourceInUse
 
 log = structlog.get_logger()
@@ -36,9 +37,13 @@ CLAIM_RETRY: Final = 0.2
 
 
 class Session(NamedTuple):
-    """Everything to stream from ``position`` for the shapes of ``source``, for as long as ``lock`` is connected."""
+    """Everything to stream from ``position`` for the shapes of ``source``, for as long as ``lock`` is connected.
+
+    ``system`` is the server that it is all about.
+    """
 
     lock: Connection
+    system: System
     source: Source
     position: int
     xid_anchor: int
@@ -59,19 +64,19 @@ async def open_session(
     waited for: ``waiting`` means that another instance is at work. Raises ``DatabaseProblem``, ``psycopg.Error``,
     ``OSError``, for ``common.postgres.classify``.
     """
-    async with admin.connection() as connection:
-        facts = await slot.server_facts(connection)
-        problem = facts.problem()
-        if problem is not None:
-            raise DatabaseProblem(*problem)
+    # First, so that a URL that leads to a pooler is refused before the pooler gets hold of the lock.
+    (await connect_stream(settings)).pgconn.finish()
     lock = await connect(settings.database_url, "galvanic lock", prefer_ipv6=settings.database_use_ipv6)
     replication: Connection | None = None
     try:
+        facts = await _server_facts(settings, lock, admin)
         await slot.acquire_lock(lock, slot_name, admin=admin, on_waiting=lambda text: on_waiting("waiting", text))
         await _claim(file, lock, lambda text: on_waiting("waiting", text))
         replication = await connect_stream(settings)
         system = await slot.identify(replication)
         stored = await asyncio.to_thread(_load, file)
+        if stored is not None and stored.slot != slot_name:
+            await _leave_slot(lock, stored, system, facts)
 
         async def before_change(reason: str) -> None:
             # Durable before anything changes: if we die in between, the next start still knows that a gap is possible.
@@ -106,7 +111,14 @@ async def open_session(
         decision = source.decide(stored, source.storage_is_empty(settings.storage_dir), observed)
         if isinstance(decision, NewGeneration) and not decision.first:
             log.warning("a new generation begins; all shapes end and clients fetch anew", reason=decision.reason)
-        current = source.session(stored, decision, observed, partitions=settings.partitions, now=int(time.time()))
+        current = source.session(
+            stored,
+            decision,
+            observed,
+            partitions=settings.partitions,
+            now=int(time.time()),
+            temporary=settings.temporary_slot,
+        )
         await asyncio.to_thread(file.save, current)
     except BaseException:
         lock.pgconn.finish()
@@ -116,7 +128,44 @@ async def open_session(
             replication.pgconn.finish()
     patience = facts.wal_sender_timeout / 3 if facts.wal_sender_timeout else 10.0
     position = max(state.confirmed_flush, current.acknowledged + 1)
-    return Session(lock, current, position, anchor, min(10.0, patience), decision)
+    return Session(lock, system, current, position, anchor, min(10.0, patience), decision)
+
+
+async def _server_facts(settings: Settings, lock: Connection, admin: Pool) -> ServerFacts:
+    """What the server is that both URLs lead to. Raises ``DatabaseProblem`` if it will not do, or they differ."""
+    facts = await slot.server_facts(lock)
+    problem = facts.problem()
+    if problem is not None:
+        raise DatabaseProblem(problem.kind, f"DATABASE_URL: {problem.message}")
+    async with admin.connection() as connection:
+        pooled = await slot.server_facts(connection)
+    if pooled.in_recovery or (pooled.system_identifier, pooled.database_oid) != (
+        facts.system_identifier,
+        facts.database_oid,
+    ):
+        what = "a standby" if pooled.in_recovery else "another server or database"
+        text = f"{settings.pooled_setting} leads to {what} (database {pooled.database!r}), not where DATABASE_URL leads"
+        raise DatabaseProblem(Kind.RETRY, f"{text} (database {facts.database!r})")
+    return facts
+
+
+async def _leave_slot(lock: Connection, stored: Source, system: System, facts: ServerFacts) -> None:
+    """The slot that fed this storage directory until now has another name; nobody must have to find it much later."""
+    if (stored.system_identifier, stored.database_oid) != (system.system_identifier, facts.database_oid):
+        return
+    if stored.temporary:
+        if await slot.drop_leftover(lock, stored.slot):
+            log.info("dropped the temporary slot that the last run left behind", slot=stored.slot)
+        return
+    cursor = await lock.execute(
+        "SELECT format('SELECT pg_drop_replication_slot(%%L)', slot_name) FROM pg_replication_slots "
+        "WHERE slot_name = %s AND NOT active",
+        [stored.slot],
+    )
+    row = await cursor.fetchone()
+    if row is not None:
+        reason = "this storage directory no longer uses the slot, and it keeps WAL on the server"
+        log.warning(reason, slot=stored.slot, sql=row[0])
 
 
 async def _claim(file: SourceFile, lock: Connection, on_waiting: Callable[[str], None]) -> None:
@@ -143,14 +192,21 @@ async def connect_stream(settings: Settings) -> Connection:
 
 
 async def keep_lock(lock: Connection) -> None:
-    """Returns never; raises ``psycopg.Error`` once the connection that holds the lock is lost.
+    """Returns never; raises ``psycopg.Error`` or ``DatabaseProblem`` once the session that holds the lock is lost.
 
     The statements also show that the holder lives: an instance that waits ends holders that do nothing (slot.py).
     """
+    holder: int | None = None
     while True:
-        await asyncio.sleep(LOCK_CHECK)
         async with asyncio.timeout(LOCK_PATIENCE):
-            await lock.execute("SELECT 1")
+            cursor = await lock.execute("SELECT pg_backend_pid()")
+            row = await cursor.fetchone()
+        assert row is not None
+        if holder not in (None, row[0]):
+            text = "DATABASE_URL leads through a pooler that changes sessions, so the lock is not held for sure"
+            raise DatabaseProblem(Kind.FATAL, f"{text}; give the pooler as ELECTRIC_POOLED_DATABASE_URL")
+        holder = row[0]
+        await asyncio.sleep(LOCK_CHECK)
 
 
 def _reason_to_recreate(stored: Source | None, published: PublicationState) -> str:

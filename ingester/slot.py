@@ -1,8 +1,7 @@
 """The replication session's claims: the server it talks to, the lock, the slot (engine.md 3).
 
-The functions take a connection that ``common.postgres.connect(..., replication=True)`` opened. Lock and temporary slot
-live as long as that session does. The admin pool looks at what the session waits for, since the session itself is then
-busy.
+The functions take a connection that ``common.postgres.connect(..., replication=True)`` opened. The admin pool looks at
+what the session waits for, since the session itself is then busy.
 """
 
 from __future__ import annotations
@@ -13,16 +12,27 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import structlog
 from psycopg import errors, sql
 
-from common.lsn import parse_lsn
+from common.lsn import format_lsn, parse_lsn
 from common.postgres import DATABASE_ERRORS, Connection, DatabaseProblem, Kind, Pool, Problem, classify
+
+log = structlog.get_logger()
 
 OLDEST_SERVER: Final = 140000
 WATCH_SECONDS: Final = 10.0
 """How often a wait for the lock or for the slot's creation is looked into (engine.md 3.2, 3.6)."""
 
 DROP_ATTEMPTS: Final = 30
+
+_NO_FAILOVER: Final = (
+    errors.SyntaxError,
+    errors.FeatureNotSupported,
+    errors.InvalidParameterValue,
+    errors.InternalError_,
+)
+"""How a server or a proxy in front of it says that it does not know the option."""
 
 OnWaiting = Callable[[str], None]
 """Told in one line what is being waited for: at once, then every WATCH_SECONDS."""
@@ -62,6 +72,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     user: str
     database: str
     database_oid: int
+    system_identifier: str
 
     def problem(self) -> Problem | None:
         """Why Galvanic cannot work with this server, ``None`` if it can (engine.md 2.3)."""
@@ -83,7 +94,7 @@ async def server_facts(admin: Connection) -> ServerFacts:
                pg_is_in_recovery(), pg_encoding_to_char(d.encoding),
                r.rolsuper OR r.rolreplication OR EXISTS (
                    SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'MEMBER')),
-               r.rolname, d.datname, d.oid::bigint
+               r.rolname, d.datname, d.oid::bigint, (SELECT system_identifier::text FROM pg_control_system())
         FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
     """)
     row = await cursor.fetchone()
@@ -99,6 +110,7 @@ async def server_facts(admin: Connection) -> ServerFacts:
         user=row[6],
         database=row[7],
         database_oid=row[8],
+        system_identifier=row[9],
     )
 
 
@@ -221,7 +233,7 @@ class Create(NamedTuple):
 
 
 def judge(
-    slot: Mapping[str, Any] | None, *, database: str, temporary: bool, own_pid: int, recreate: str = ""
+    slot: Mapping[str, Any] | None, *, database: str, own_pid: int, recreate: str = ""
 ) -> Usable | Create | Problem:
     """What to do about the slot of our name. ``slot`` is its row in pg_replication_slots of any version (engine.md 28).
 
@@ -234,8 +246,9 @@ def judge(
         kind = slot["plugin"] or slot["slot_type"]
         return Problem(
             Kind.FATAL,
-            f"replication slot {name!r} is not Galvanic's: {kind} slot of database {slot['database']!r}; drop it, "
-            "or set ELECTRIC_REPLICATION_STREAM_ID to another name",
+            f"replication slot {name!r} is not Galvanic's: {kind} slot of database {slot['database']!r}; if nobody "
+            f"needs it run SELECT pg_drop_replication_slot('{name}'), else set ELECTRIC_REPLICATION_STREAM_ID to "
+            "another name",
         )
     if slot["active"] and slot["active_pid"] != own_pid:
         return Problem(Kind.RETRY, f"replication slot {name!r} is in use by pid {slot['active_pid']}")
@@ -247,22 +260,21 @@ def judge(
         return Create(recreate, drop=True)
     if slot["confirmed_flush_lsn"] is None:
         return Create("the slot was not created completely", drop=True)
-    if slot["temporary"] != temporary:
-        return Create("a temporary slot is wanted" if temporary else "a permanent slot is wanted", drop=True)
+    if slot["temporary"]:
+        return Create("a permanent slot is wanted", drop=True)
     return Usable(parse_lsn(slot["confirmed_flush_lsn"]))
 
 
-def create_command(name: str, server_version: int, *, temporary: bool, failover: bool) -> sql.Composed:
-    """CREATE_REPLICATION_SLOT in the words of this server version. Temporary slots cannot fail over to a standby."""
+def create_command(name: str, server_version: int, *, failover: bool) -> sql.Composed:
+    """CREATE_REPLICATION_SLOT in the words of this server version. With ``failover``, where servers know that (17 and
+    later), standbys that synchronise slots keep a copy."""
     if server_version < 150000:
         options = "NOEXPORT_SNAPSHOT"
-    elif failover and not temporary and server_version >= 170000:
+    elif failover and server_version >= 170000:
         options = "(SNAPSHOT 'nothing', FAILOVER true)"
     else:
         options = "(SNAPSHOT 'nothing')"
-    return sql.SQL("CREATE_REPLICATION_SLOT {} {}LOGICAL pgoutput {}").format(
-        sql.Identifier(name), sql.SQL("TEMPORARY " if temporary else ""), sql.SQL(options)
-    )
+    return sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(sql.Identifier(name), sql.SQL(options))
 
 
 async def ensure_slot(
@@ -272,8 +284,6 @@ async def ensure_slot(
     admin: Pool,
     before_create: Callable[[str], Awaitable[object]],
     on_waiting: OnWaiting,
-    temporary: bool = False,
-    failover: bool = True,
     recreate: str = "",
     interval: float = WATCH_SECONDS,
 ) -> SlotState:
@@ -288,24 +298,67 @@ async def ensure_slot(
     )
     row = await cursor.fetchone()
     info = connection.info
-    verdict = judge(
-        row[0] if row else None, database=info.dbname, temporary=temporary, own_pid=info.backend_pid, recreate=recreate
-    )
+    verdict = judge(row[0] if row else None, database=info.dbname, own_pid=info.backend_pid, recreate=recreate)
     if isinstance(verdict, Problem):
-        raise DatabaseProblem(*verdict)
+        raise DatabaseProblem(verdict.kind, verdict.message + await _reader(admin, name))
     if isinstance(verdict, Usable):
         return SlotState(False, verdict.confirmed_flush)
     await before_create(verdict.reason)
     if verdict.drop:
         await connection.execute(sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)))
     async with _meanwhile(_watch_creation(admin, on_waiting, interval)):
-        cursor = await connection.execute(
-            create_command(name, info.server_version, temporary=temporary, failover=failover)
-        )
+        try:
+            cursor = await connection.execute(create_command(name, info.server_version, failover=True))
+        except _NO_FAILOVER as error:
+            if info.server_version < 170000:
+                raise
+            log.warning("the server makes no failover slot; a promoted standby will lack it", error=str(error))
+            cursor = await connection.execute(create_command(name, info.server_version, failover=False))
         made = await cursor.fetchone()
     if made is None:
         raise DatabaseProblem(Kind.RETRY, f"Postgres did not say where replication slot {name!r} begins")
     return SlotState(True, parse_lsn(made[1]), verdict.reason)
+
+
+async def check_continuity(connection: Connection, name: str, system: System, position: int) -> None:
+    """Makes sure, before a stream begins, that ``connection`` leads where it led, and nobody moved the slot.
+
+    ``position`` is the highest that Postgres was told to be durable. Otherwise raises ``DatabaseProblem``: the session
+    that follows finds out what became of it. A slot that is not there is left to START_REPLICATION to complain about.
+    """
+    found = await identify(connection)
+    if (found.system_identifier, found.timeline) != (system.system_identifier, system.timeline):
+        raise DatabaseProblem(Kind.RETRY, "DATABASE_URL leads to another server, or another timeline, than before")
+    cursor = await connection.execute(
+        sql.SQL("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}").format(sql.Literal(name))
+    )
+    row = await cursor.fetchone()
+    if row is not None and row[0] is not None and parse_lsn(row[0]) > position:
+        text = f"replication slot {name!r} is at {row[0]}, beyond {format_lsn(position)}: somebody else advanced it"
+        raise DatabaseProblem(Kind.RETRY, text)
+
+
+async def drop_leftover(lock: Connection, name: str) -> bool:
+    """Drops a slot that an earlier run left behind, unless somebody reads it or holds its lock. Whether it was dropped.
+
+    ``lock`` is a direct connection without an open transaction. Raises ``psycopg.Error``.
+    """
+    cursor = await lock.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [name])
+    if await cursor.fetchone() != (True,):
+        return False
+    try:
+        cursor = await lock.execute(
+            """
+            SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+            WHERE slot_name = %s AND plugin = 'pgoutput' AND database = current_database() AND NOT active
+            """,
+            [name],
+        )
+        return await cursor.fetchone() is not None
+    except errors.ObjectInUse:
+        return False
+    finally:
+        await lock.execute("SELECT pg_advisory_unlock(hashtext(%s))", [name])
 
 
 async def end_readers(admin: Connection, name: str) -> None:
@@ -330,9 +383,31 @@ async def drop_slot(admin: Connection, name: str) -> None:
             await asyncio.sleep(0.1)
 
 
+async def _reader(admin: Pool, name: str) -> str:
+    """Who reads the slot, to end a sentence with; empty if nobody does or it cannot be found out."""
+    try:
+        async with admin.connection() as connection:
+            cursor = await connection.execute(
+                """
+                SELECT format(' (%%s, from %%s)', coalesce(nullif(a.application_name, ''), 'unnamed'),
+                              coalesce(host(a.client_addr), 'this host'))
+                FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = %s
+                """,
+                [name],
+            )
+            row = await cursor.fetchone()
+    except DATABASE_ERRORS:
+        return ""
+    return str(row[0]) if row is not None else ""
+
+
 async def _watch_creation(admin: Pool, on_waiting: OnWaiting, interval: float) -> None:
-    """Says which transactions the creation waits for; makes an idle server log what ends the wait (engine.md 3.6)."""
-    may_log = True
+    """Says which transactions the creation waits for; makes an idle server log what ends the wait (engine.md 3.6).
+
+    The server logs its running transactions at once if it is asked to, which exists since 16 and by default only
+    superusers may do; after any other transaction, such as one with a mere message, within 15 s.
+    """
+    log_snapshot = b"SELECT pg_log_standby_snapshot()"
     while True:
         await asyncio.sleep(interval)
         text = "the creation of the replication slot waits for open transactions to commit or roll back"
@@ -346,10 +421,9 @@ async def _watch_creation(admin: Pool, on_waiting: OnWaiting, interval: float) -
                     pg_prepared_xacts LIMIT 5
                 """)
                 on_waiting(": ".join([text, *filter(None, [", ".join([row[0] async for row in cursor])])]))
-                if may_log:
-                    await connection.execute("SELECT pg_log_standby_snapshot()")
+                await connection.execute(log_snapshot)
         except (errors.UndefinedFunction, errors.InsufficientPrivilege):
-            may_log = False  # before 16 there is no such function, and by default only superusers may call it
+            log_snapshot = b"SELECT pg_logical_emit_message(true, 'galvanic', '')"
         except DATABASE_ERRORS as error:
             on_waiting(f"{text}; could not look at them: {classify(error).message}")
 

@@ -41,7 +41,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     ``consistent_point`` is where the slot began; ``acknowledged`` the highest LSN up to which Postgres was, or is
     about to be, allowed to forget. ``epoch`` counts the sessions on the replication connection. ``published`` maps a
     table to the catalog row of its membership in the publication for which the barrier of engine.md 4.8 is behind us.
-    ``broken`` is not empty when the slot must not be continued, whatever else is found.
+    ``broken`` is not empty when the slot must not be continued, whatever else is found. ``temporary``: the slot was to
+    be dropped at the end of its process.
     """
 
     system_identifier: str
@@ -57,6 +58,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged: int
     published: dict[int, int] = {}
     broken: str = ""
+    temporary: bool = False
 
 
 class Observed(NamedTuple):
@@ -121,7 +123,9 @@ def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) ->
     return Continue()
 
 
-def session(stored: Source | None, decision: Decision, observed: Observed, *, partitions: int, now: int) -> Source:
+def session(
+    stored: Source | None, decision: Decision, observed: Observed, *, partitions: int, now: int, temporary: bool = False
+) -> Source:
     """The source to save before the session's first frame: next epoch and, if so decided, next generation (INV-1,
     INV-3).
 
@@ -129,7 +133,7 @@ def session(stored: Source | None, decision: Decision, observed: Observed, *, pa
     replaces the counters when the file that held them is lost: it is above anything they can have counted up to.
     """
     if stored is not None and decision == Continue():
-        return msgspec.structs.replace(stored, epoch=stored.epoch + 1, database=observed.database)
+        return msgspec.structs.replace(stored, epoch=stored.epoch + 1, database=observed.database, temporary=temporary)
     if stored is not None:
         generation, epoch = stored.generation + 1, stored.epoch + 1
     else:
@@ -147,6 +151,7 @@ def session(stored: Source | None, decision: Decision, observed: Observed, *, pa
         epoch=epoch,
         # The transaction whose commit record starts at the slot's position is still to come (engine.md 3.7).
         acknowledged=max(observed.confirmed_flush - 1, 0),
+        temporary=temporary,
     )
 
 

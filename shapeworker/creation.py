@@ -15,13 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
 
-import psycopg
 import structlog
 
 from common.config import Settings
 from common.lsn import Offset
 from common.messages import Answer, Refused, Subscribe, Subscribed
-from common.postgres import Pool, is_unavailable
+from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
+from common.remedies import Remedies
 from common.shape import ShapeRequest, partition_of
 from common.shapelog.description import Description, write_description
 from common.shapelog.snapshot import SnapshotWriter
@@ -77,6 +77,7 @@ class Creator:
         )
         self._under_way: dict[ShapeRequest, asyncio.Task[Shape]] = {}
         self._building: set[asyncio.Task[None]] = set()
+        self._remedies = Remedies()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Subscribe, asyncio.Future[Answer]]] = {}
 
@@ -165,7 +166,7 @@ class Creator:
             async with self._pool.connection() as connection:
                 table = await describe(connection, request.schema, request.table)
                 version = connection.info.server_version
-        except (psycopg.Error, OSError) as error:
+        except DATABASE_ERRORS as error:
             if not is_unavailable(error):
                 raise
             log.warning("a table cannot be looked up", error=str(error).split("\n")[0])
@@ -192,6 +193,8 @@ class Creator:
             await self._activate(shape)
         except (CannotCreate, SnapshotFailed, OSError, Stopped) as error:
             refusal = error if isinstance(error, CannotCreate) else _refusal(error)
+            if isinstance(error, SnapshotFailed) and error.remedy:
+                self._remedies.offer(error.message, error.remedy)
             if not shape.started.done():
                 shape.started.set_exception(refusal)
             self._fail(shape, str(error) or "its snapshot was stopped")

@@ -112,6 +112,7 @@ class Worker:
             max(1, connections // 4),
             pooled=True,
             prefer_ipv6=settings.database_use_ipv6,
+            setting=settings.pooled_setting,
         )
         self._creator = Creator(
             settings,

@@ -70,15 +70,19 @@ class SnapshotTaken(NamedTuple):
 class SnapshotFailed(Exception):
     """No snapshot, and what to tell the client (http-api.md 25): status 409 means that the table changed.
 
-    ``retry_after`` is in seconds; ``known`` marks causes that are recognised, not faults of ours.
+    ``retry_after`` is in seconds; ``known`` marks causes that are recognised, not faults of ours; ``remedy`` is the
+    SQL by which an operator could help.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None, known: bool = False) -> None:
+    def __init__(
+        self, status: int, message: str, retry_after: int | None = None, known: bool = False, remedy: str = ""
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
         self.known = known
+        self.remedy = remedy
 
 
 class SnapshotSink(Protocol):
@@ -196,6 +200,11 @@ class _Work:
             return SnapshotTaken(start.snapshot, start.filter_until, rows)
         except DeadlinePassed:
             raise SnapshotFailed(503, "Database connection not available", _RETRY_AFTER, known=True) from None
+        except psycopg.errors.InsufficientPrivilege as error:
+            refused = failure(error)
+            assert connection is not None
+            refused.remedy = grant(self._plan.table, connection.user)
+            raise refused from error
         except psycopg.Error as error:
             raise failure(error) from error
         finally:
@@ -347,6 +356,15 @@ def failure(error: psycopg.Error) -> SnapshotFailed:
     if is_unavailable(error):
         return SnapshotFailed(503, "Database connection not available", _RETRY_AFTER, known=True)
     return SnapshotFailed(500, f"Unexpected error while creating snapshot: {text}")
+
+
+def grant(table: Table, role: str) -> str:
+    """The SQL that lets the role read the table."""
+    return (
+        sql.SQL("GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON TABLE {} TO {role};")
+        .format(sql.Identifier(table.schema), sql.Identifier(table.schema, table.name), role=sql.Identifier(role))
+        .as_string(None)
+    )
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, stop: Event, function: Callable[[], T]) -> T:

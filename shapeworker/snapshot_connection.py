@@ -79,6 +79,11 @@ class SnapshotConnection:
         """Numeric, as 180001."""
         return self._connection.server_version
 
+    @property
+    def user(self) -> str:
+        """The role that the connection is for."""
+        return (self._connection.user or b"").decode()
+
     def query(self, statement: bytes, deadline: float, parameters: Sequence[bytes] | None = None) -> list[Row]:
         """Run and return the rows of the last result, values in text format.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from common.lsn import parse_lsn
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, Problem, connect
@@ -23,7 +24,9 @@ from ingester.slot import (
     SlotState,
     Usable,
     acquire_lock,
+    check_continuity,
     create_command,
+    drop_leftover,
     ensure_slot,
     identify,
     judge,
@@ -127,15 +130,13 @@ ROW: dict[str, Any] = {
         ({"conflicting": True}, {}, Create("Postgres invalidated the slot", True)),
         ({"confirmed_flush_lsn": None}, {}, Create("the slot was not created completely", True)),
         ({}, {"recreate": "the publication is new"}, Create("the publication is new", True)),
-        ({}, {"temporary": True}, Create("a temporary slot is wanted", True)),
         ({"temporary": True}, {}, Create("a permanent slot is wanted", True)),
     ],
 )
 def test_a_slot_of_ours_is_used_or_replaced(
     change: dict[str, Any], options: dict[str, Any], verdict: Usable | Create
 ) -> None:
-    given: dict[str, Any] = {"temporary": False} | options
-    assert judge(ROW | change, database="app", own_pid=7, **given) == verdict
+    assert judge(ROW | change, database="app", own_pid=7, **options) == verdict
 
 
 @pytest.mark.parametrize(
@@ -150,29 +151,28 @@ def test_a_slot_of_ours_is_used_or_replaced(
     ],
 )
 def test_a_slot_that_is_not_ours_or_in_use_is_left_alone(change: dict[str, Any], kind: Kind) -> None:
-    verdict = judge(ROW | change, database="app", temporary=False, own_pid=7, recreate="because")
+    verdict = judge(ROW | change, database="app", own_pid=7, recreate="because")
     assert isinstance(verdict, Problem)
     assert verdict.kind is kind
     assert "'s'" in verdict.message
 
 
 def test_a_missing_slot_is_created_for_the_callers_reason() -> None:
-    assert judge(None, database="app", temporary=False, own_pid=7) == Create("there was no slot", False)
-    assert judge(None, database="app", temporary=False, own_pid=7, recreate="x") == Create("x", False)
+    assert judge(None, database="app", own_pid=7) == Create("there was no slot", False)
+    assert judge(None, database="app", own_pid=7, recreate="x") == Create("x", False)
 
 
 @pytest.mark.parametrize(
-    ("version", "temporary", "failover", "command"),
+    ("version", "failover", "command"),
     [
-        (140010, False, True, 'CREATE_REPLICATION_SLOT "s" LOGICAL pgoutput NOEXPORT_SNAPSHOT'),
-        (150003, True, True, "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')"),
-        (170001, False, False, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing')"),
-        (170001, False, True, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER true)"),
-        (180000, True, True, "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')"),
+        (140010, True, 'CREATE_REPLICATION_SLOT "s" LOGICAL pgoutput NOEXPORT_SNAPSHOT'),
+        (150003, True, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing')"),
+        (170001, False, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing')"),
+        (170001, True, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER true)"),
     ],
 )
-def test_the_command_speaks_each_versions_words(version: int, temporary: bool, failover: bool, command: str) -> None:
-    assert create_command("s", version, temporary=temporary, failover=failover).as_string(None) == command
+def test_the_command_speaks_each_versions_words(version: int, failover: bool, command: str) -> None:
+    assert create_command("s", version, failover=failover).as_string(None) == command
 
 
 def test_only_a_holder_idle_twice_in_a_row_is_stale() -> None:
@@ -194,6 +194,7 @@ FACTS = ServerFacts(
     user="u",
     database="d",
     database_oid=1,
+    system_identifier="7",
 )
 
 
@@ -221,9 +222,10 @@ async def test_the_server_tells_what_it_is(admin: Pool, replication: Connect, da
         assert facts.database_oid == oid
         assert facts.wal_sender_timeout == 60.0
         assert facts.may_replicate
+        assert facts.system_identifier
         identifier = await one(connection, "SELECT system_identifier::text FROM pg_control_system()")
     system = await identify(await replication())
-    assert system.system_identifier == identifier
+    assert system.system_identifier == identifier == facts.system_identifier
     assert system.database == facts.database == database.rsplit("/", 1)[1]
     assert system.timeline == 1
     assert system.wal_lsn > 0
@@ -251,19 +253,71 @@ async def test_a_slot_is_made_anew_on_demand(admin: Pool, replication: Connect, 
     assert reasons == ["the publication is new"]
 
 
-async def test_a_temporary_slot_goes_with_its_session(admin: Pool, replication: Connect, slot: str) -> None:
-    connection = await replication()
-    await ensure(connection, slot, admin)
-    state, reasons = await ensure(connection, slot, admin, temporary=True)
+async def test_a_server_that_knows_no_failover_gets_a_plain_slot(
+    admin: Pool, replication: Connect, slot: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = create_command
+
+    def refused(name: str, version: int, *, failover: bool) -> sql.Composed:
+        text = real(name, version, failover=failover).as_string(None)
+        return sql.SQL(text.replace("FAILOVER", "FAIL_OVER")).format()
+
+    monkeypatch.setattr("ingester.slot.create_command", refused)
+    state, _ = await ensure(await replication(), slot, admin)
     assert state.created
-    assert reasons == ["a temporary slot is wanted"]
-    await connection.close()
+    assert capsys.readouterr().out.count("makes no failover slot") == 1
     async with admin.connection() as other:
+        assert await one(other, "SELECT failover FROM pg_replication_slots WHERE slot_name = %s", slot) is False
 
-        async def gone() -> bool:
-            return await one(other, "SELECT true FROM pg_replication_slots WHERE slot_name = %s", slot) is None
 
-        await eventually(gone)
+async def test_a_slot_of_todays_servers_fails_over(admin: Pool, replication: Connect, slot: str) -> None:
+    await ensure(await replication(), slot, admin)
+    async with admin.connection() as other:
+        row = await one(other, "SELECT to_jsonb(s) FROM pg_replication_slots s WHERE slot_name = %s", slot)
+        assert row.get("failover", True) is True
+
+
+async def test_a_stream_may_only_go_on_where_it_was(admin: Pool, replication: Connect, slot: str) -> None:
+    connection = await replication()
+    state, _ = await ensure(connection, slot, admin)
+    system = await identify(connection)
+    await check_continuity(connection, slot, system, state.confirmed_flush)
+    await check_continuity(connection, "no_such_slot", system, 0)
+    for other in (system._replace(timeline=system.timeline + 1), system._replace(system_identifier="1")):
+        with pytest.raises(DatabaseProblem, match="another server, or another timeline"):
+            await check_continuity(connection, slot, other, state.confirmed_flush)
+    with pytest.raises(DatabaseProblem, match="somebody else advanced it"):
+        await check_continuity(connection, slot, system, state.confirmed_flush - 1)
+
+
+async def test_a_leftover_slot_is_dropped_unless_somebody_needs_it(
+    admin: Pool, replication: Connect, slot: str, database: str
+) -> None:
+    lock = await connect(database, "galvanic test lock")
+    holder = await connect(database, "galvanic test holder")
+    try:
+        assert not await drop_leftover(lock, slot)
+        reader = await replication()
+        await ensure(reader, slot, admin)
+        await holder.execute("SELECT pg_advisory_lock(hashtext(%s))", [slot])
+        assert not await drop_leftover(lock, slot)
+        await holder.execute("SELECT pg_advisory_unlock_all()")
+        await holder.execute("CREATE PUBLICATION p")
+        reader.pgconn.exec_(
+            f"START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '1', publication_names 'p')".encode()
+        )
+        assert not await drop_leftover(lock, slot)
+        await reader.close()
+
+        async def dropped() -> bool:
+            return await drop_leftover(lock, slot)
+
+        await eventually(dropped)
+        assert await one(lock, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = %s",
+                         lock.info.backend_pid) == 0  # fmt: skip
+    finally:
+        await lock.close()
+        await holder.close()
 
 
 async def test_foreign_slots_are_refused_and_kept(
