@@ -105,6 +105,7 @@ async def open_session(
             database_oid=facts.database_oid,
             slot=slot_name,
             slot_created=state.created,
+            slot_reason=state.reason,
             confirmed_flush=state.confirmed_flush,
             publication_oid=published.oid,
         )

@@ -171,7 +171,7 @@ async def lock_holders(admin: Connection, slot_name: str, own_pid: int) -> froze
     """The other backends of this database that hold the slot's lock. Raises ``psycopg.Error``."""
     cursor = await admin.execute(
         """
-        SELECT l.pid, a.state_change::text, a.application_name, a.client_addr::text, EXISTS (
+        SELECT l.pid, a.state_change::text, a.application_name, host(a.client_addr), EXISTS (
                    SELECT FROM pg_replication_slots s
                    WHERE s.slot_name = %(slot)s AND s.database = current_database() AND NOT s.active)
         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid

@@ -62,7 +62,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observed(NamedTuple):
-    """What a session finds before it streams. ``confirmed_flush`` of a slot just made is its consistent point."""
+    """What a session finds before it streams. ``confirmed_flush`` of a slot just made is its consistent point, and
+    ``slot_reason`` why it had to be made."""
 
     system_identifier: str
     timeline: int
@@ -72,6 +73,7 @@ class Observed(NamedTuple):
     slot_created: bool
     confirmed_flush: int
     publication_oid: int
+    slot_reason: str = ""
 
 
 class Continue(NamedTuple):
@@ -111,7 +113,8 @@ def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) ->
     if stored.slot != observed.slot:
         return NewGeneration(f"another replication slot: {observed.slot!r}, was {stored.slot!r}")
     if observed.slot_created:
-        return NewGeneration(f"the replication slot {observed.slot!r} had to be created")
+        cause = f": {observed.slot_reason}" if observed.slot_reason else ""
+        return NewGeneration(f"the replication slot {observed.slot!r} had to be created{cause}")
     if stored.publication_oid != observed.publication_oid:
         return NewGeneration("the publication was dropped and created again by somebody else")
     if observed.confirmed_flush > stored.acknowledged + 1:

@@ -67,7 +67,7 @@ def test_an_undisturbed_restart_continues() -> None:
         ({"timeline": 2}, "timeline 2, was 1"),
         ({"database_oid": 17000, "database": "other"}, "another database: 'other', was 'app'"),
         ({"slot": "electric_slot_x"}, "another replication slot"),
-        ({"slot_created": True}, "had to be created"),
+        ({"slot_created": True, "slot_reason": "it was lost"}, "had to be created: it was lost"),
         ({"publication_oid": 16401}, "publication was dropped"),
         ({"confirmed_flush": 0x1_0000_1002}, "1/1002, beyond 1/1000"),
     ],
