@@ -148,8 +148,12 @@ _TEXTS: Final = tuple(
             r"no pg_hba\.conf entry|pg_hba\.conf rejects",
             "let pg_hba.conf admit this host, user and database",
         ),
-        (Kind.FATAL, r'role "[^"]*" (does not exist|is not permitted to log in)', "check the user of the URL"),
-        (Kind.FATAL, r'database "[^"]*" does not exist', "check the database name of the URL"),
+        (
+            Kind.FATAL,
+            r'role "[^"]*" (does not exist|is not permitted to log in)|no such user',
+            "check the user of the URL",
+        ),
+        (Kind.FATAL, r'database "[^"]*" does not exist|no such database', "check the database name of the URL"),
         (
             Kind.FATAL,
             r"could not translate host name|failed to resolve host|name or service not known"

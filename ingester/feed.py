@@ -185,8 +185,10 @@ class Feed:
             try:
                 ancestors = (await publication.family(oid)).ancestors
             except DATABASE_ERRORS as error:
-                self.stalled = f"a relation cannot be looked up: {classify(error).message}"
-                log.warning("the stream waits", oid=oid, reason=self.stalled)
+                reason = f"a relation cannot be looked up: {classify(error).message}"
+                if reason != self.stalled:
+                    log.warning("the stream waits", oid=oid, reason=reason)
+                self.stalled = reason
                 await asyncio.sleep(RELATION_RETRY)
                 continue
             if self._stream is not stream:

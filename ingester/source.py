@@ -96,8 +96,6 @@ def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) ->
         if storage_is_empty:
             return NewGeneration("first start with this storage directory", first=True)
         return NewGeneration(f"{FILE_NAME} is missing or damaged, but the storage directory holds shapes")
-    if stored.broken:
-        return NewGeneration(stored.broken)
     if stored.system_identifier != observed.system_identifier:
         return NewGeneration(
             f"another database server: its system identifier is {observed.system_identifier}, "
@@ -112,6 +110,8 @@ def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) ->
         return NewGeneration(f"another database: {observed.database!r}, was {stored.database!r}")
     if stored.slot != observed.slot:
         return NewGeneration(f"another replication slot: {observed.slot!r}, was {stored.slot!r}")
+    if stored.broken:
+        return NewGeneration(stored.broken)
     if observed.slot_created:
         cause = f": {observed.slot_reason}" if observed.slot_reason else ""
         return NewGeneration(f"the replication slot {observed.slot!r} had to be created{cause}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from common.lsn import parse_lsn
 from deploy.embedded_postgres import EmbeddedPostgres
 from tests.pipeline.reader import HANG_SECONDS, Reader
 from tests.pipeline.stack import REPOSITORY, Stack
@@ -94,9 +95,9 @@ async def create_table(url: str) -> None:
 
 async def insert(url: str, rows: int = 1) -> int:
     """Commits rows into `t`. Returns an LSN above every earlier commit and at or below this one."""
-    found = await execute(url, "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
+    found = await execute(url, "SELECT pg_current_wal_insert_lsn()")
     await execute(url, f"INSERT INTO t (v) SELECT 'late ' || i FROM generate_series(1, {rows}) i")
-    return int(found[0][0])
+    return parse_lsn(found[0][0])
 
 
 async def until(url: str, query: str, expected: Any) -> None:

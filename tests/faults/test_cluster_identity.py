@@ -211,7 +211,7 @@ async def test_too_few_connections(private_server: EmbeddedPostgres, start_stack
     await asyncio.to_thread(private_server.restart)
     url = private_server.url
     await create_table(url)
-    others = [await psycopg.AsyncConnection.connect(url) for _ in range(4)]
+    others = [await psycopg.AsyncConnection.connect(url) for _ in range(5)]
     stack = await start_stack(url, ready=False)
     await stack.wait_logged("ingester", "no replication session; trying again")
     assert "too many clients" in stack.log_of("ingester")

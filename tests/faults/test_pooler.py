@@ -66,6 +66,8 @@ async def test_the_pooler_may_die_during_a_snapshot(
     )
     stack = await start_stack(url, environment={"ELECTRIC_POOLED_DATABASE_URL": pooler.url})
     async with witness(stack, url) as reader:
+        # A table that the stream has not shown yet would make it wait for the pooler, to look up its partition tree.
+        await reader.kept()
         big = Reader(stack.url, "big").start()
         copying = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active'"
         await until(url, copying, True)
