@@ -137,7 +137,7 @@ _TEXTS: Final = tuple(
             r"unsupported startup parameter.*replication",
             "DATABASE_URL must lead to Postgres itself and not to a pooler; give that as ELECTRIC_POOLED_DATABASE_URL",
         ),
-        (Kind.FATAL, r"password authentication failed|no password supplied", "check user and password of the URL"),
+        (Kind.FATAL, r"authentication failed|no password supplied", "check user and password of the URL"),
         (
             Kind.FATAL,
             r"pg_hba\.conf.*(no encryption|SSL off)",

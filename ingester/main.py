@@ -47,6 +47,10 @@ DRAIN: Final = 3.0
 """Seconds that workers get at the end to report what they have made durable."""
 
 
+FAREWELL: Final = 10.0
+"""Seconds that the database gets at the end to give up what it was asked for."""
+
+
 class Ingester:
     """The only one that talks to the slot."""
 
@@ -93,11 +97,10 @@ class Ingester:
             return crashed
         if life.done():
             return life.result()
-        await self._shut_down()
-        life.cancel()
+        await self._shut_down(life)
         return 0
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self, life: asyncio.Task[int]) -> None:
         """Stop reading, let the workers report what they have, acknowledge it, let go of the slot."""
         log.info("ingester stops")
         self._group.say("starting", "the ingester is stopping")
@@ -112,6 +115,10 @@ class Ingester:
         self._feed.close()
         if self._settings.temporary_slot and (self._session is not None or self._settings.temporary_slot_random_name):
             await self._drop_slot()
+        # What it waits for in the database is cancelled there, too, which takes a moment: else a backend would go on
+        # waiting to make a slot that nobody wants any more (engine.md 3.3).
+        life.cancel()
+        await asyncio.wait({life}, timeout=FAREWELL)
         self._end_session()
         self._crash.cancel()
         if self._subscriptions is not None:

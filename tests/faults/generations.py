@@ -115,32 +115,35 @@ def generations(stack: Stack) -> list[str]:
 async def run_ingester(url: str, storage: Path, **environment: str) -> tuple[int, str]:
     """An ingester that is expected to end by itself: its exit code and all it said."""
     with tempfile.TemporaryDirectory(prefix="gv-", dir="/tmp") as run_directory:
+        output = Path(run_directory) / "output"
         kept = {name: os.environ[name] for name in ("HOME", "PATH", "TMPDIR") if name in os.environ}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "deploy", "ingester"),
-            cwd=REPOSITORY,
-            env={
-                **kept,
-                "DATABASE_URL": url,
-                "ELECTRIC_INSECURE": "true",
-                "ELECTRIC_STORAGE_DIR": str(storage),
-                "GALVANIC_RUN_DIR": run_directory,
-                **environment,
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        with output.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "deploy", "ingester"),
+                cwd=REPOSITORY,
+                env={
+                    **kept,
+                    "DATABASE_URL": url,
+                    "ELECTRIC_INSECURE": "true",
+                    "ELECTRIC_STORAGE_DIR": str(storage),
+                    "GALVANIC_RUN_DIR": run_directory,
+                    **environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
         try:
-            async with asyncio.timeout(HANG_SECONDS):
-                output, _ = await process.communicate()
+            await asyncio.wait_for(process.wait(), HANG_SECONDS)
+        except TimeoutError:
+            raise AssertionError(f"the ingester does not end:\n{output.read_text()[-4000:]}") from None
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
         assert process.returncode is not None
-        return process.returncode, output.decode()
+        return process.returncode, output.read_text()
 
 
 async def copy_server(server: EmbeddedPostgres, directory: Path, **settings: str) -> EmbeddedPostgres:

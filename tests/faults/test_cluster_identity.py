@@ -239,13 +239,13 @@ async def test_a_server_without_logical_wal(private_server: EmbeddedPostgres, tm
 
 @pytest.mark.parametrize(
     "segment",
-    ["000000010000000000000001", "000000017FFFFFFF000000FE", "00000001FFFFFF00000000F0"],
-    ids=["beginning", "sign bit", "near the end"],
+    ["000000017FFFFFFF000000FE", "00000001FFFFFF00000000F0"],
+    ids=["sign bit", "near the end"],
 )
 async def test_positions_anywhere_in_64_bits(
     private_server: EmbeddedPostgres, start_stack: StartStack, segment: str
 ) -> None:
-    """In the middle the position passes 2^63 while rows are on their way (engine.md 2.4)."""
+    """All other tests begin near 0; here the position passes 2^63 while rows are on their way (engine.md 2.4)."""
     url = private_server.url
     await create_table(url)
     await asyncio.to_thread(private_server.stop)

@@ -406,6 +406,9 @@ async def test_an_end_while_the_slot_is_being_made_leaves_nothing_half_made(
     ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'galvanic%' AND pid <> pg_backend_pid()"
     creating = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND state = 'active'"
     await until(table, creating, 1)
+    # Who has not come up yet cannot stop in order.
+    await stack.wait_logged("w00", "shapeworker started")
+    await stack.wait_health("starting")
     if end == "stop":
         await stack.stop()
         await until(table, ours, 0)

@@ -59,6 +59,7 @@ SERVER = 'connection failed: connection to server at "10.0.0.1", port 5432 faile
         (SERVER + "FATAL:  must be superuser or replication role to start walsender", Kind.FATAL),
         (SERVER + "FATAL:  permission denied to start WAL sender", Kind.FATAL),
         (SERVER + "FATAL:  no such user", Kind.FATAL),
+        (SERVER + 'FATAL:  "trust" authentication failed', Kind.FATAL),
         (SERVER + "FATAL:  no such database: d", Kind.FATAL),
         (SERVER + "FATAL:  server login has been failing, try again later (server_login_retry)", Kind.RETRY),
         (SERVER + 'FATAL:  no pg_hba.conf entry for host "h", user "u", database "d", no encryption', Kind.FATAL),
