@@ -50,7 +50,7 @@ class LiveAnswers:
         try:
             with shape as reader:
                 position = log.locate(reader, offset)
-                if position.is_empty or position.range.end - position.range.start > log.SLICE:
+                if position.is_empty or position.range.end - position.range.start > log.SHARED:
                     return None
                 complete, tail = self.tail(offset, position, live=True, seen=0)
                 fields = self.fields(shape, offset, position.range.end_offset, live=True, complete=complete)

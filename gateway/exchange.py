@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -18,6 +19,7 @@ from typing import Final
 import structlog
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from gateway.response import Answer
@@ -37,6 +39,10 @@ OTHER_METHODS: Final = "GET, HEAD"
 _NEVER_WAITS: Final = 32 * 1024
 """Bytes of a first write that aiohttp takes without waiting for the client, so that it needs no timer."""
 
+_COPIED: Final = 16 * 1024
+"""Bodies up to so many bytes are joined with their head. Larger ones go to the connection as they are: a client that
+does not read then pins no copy of what it shares with others."""
+
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _SAFE = re.compile(r"[^\x00-\x1f\x7f]+")
 
@@ -44,11 +50,21 @@ _SAFE = re.compile(r"[^\x00-\x1f\x7f]+")
 class Connection(web.RequestHandler):
     """A client's connection, which is closed after so many requests (http-api.md 1.1)."""
 
-    __slots__ = ("served",)
+    __slots__ = ("send_timeout_ms", "served")
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: object, send_timeout_ms: int = 0, **kwargs: object) -> None:
+        """``send_timeout_ms``: after so long without taking anything that waits for it, a client is cut off."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.send_timeout_ms = send_timeout_ms
         self.served = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Have the kernel cut off a client that takes nothing: also one whose answer was handed over whole."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if self.send_timeout_ms and connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Meant for peers that are gone, it counts for windows that stay closed as well.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.send_timeout_ms)
 
     def handle_error(
         self,
@@ -142,16 +158,20 @@ class Exchange:
         Raises ``ConnectionError`` if the client is gone, ``TimeoutError`` as :meth:`write`.
         """
         body = b"" if self.head_only else answer.body
-        streamed = answer.streamed and not self.measured
+        before = after = b""
         if answer.status in (204, 304) or (self.head_only and answer.streamed):
             framing = ""
-        elif streamed:
+        elif answer.streamed and not self.measured:
             framing = "transfer-encoding: chunked\r\n"
-            body = _chunk(body) + b"0\r\n\r\n"
+            before, after = (b"%x\r\n" % len(body), b"\r\n0\r\n\r\n") if body else (b"", b"0\r\n\r\n")
         else:
             framing = f"content-length: {len(answer.body)}\r\n"
         self.started = True
-        await self._write(self._head(answer, framing + extra) + body)
+        head = self._head(answer, framing + extra) + before
+        if len(body) <= _COPIED:
+            await self._write(head + body + after)
+        else:
+            await self._write(head, body, after)
 
     async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
         """Send the head of a streamed answer whose body follows in slices; ``length`` in bytes where it is known."""
@@ -170,8 +190,12 @@ class Exchange:
 
         Raises ``ConnectionError`` if the client is gone, ``TimeoutError`` if it takes nothing for too long.
         """
-        if data and not self.head_only:
-            await self._write(_chunk(data) if self._chunked else data)
+        if not data or self.head_only:
+            return
+        if self._chunked:
+            await self._write(b"%x\r\n" % len(data), data, b"\r\n")
+        else:
+            await self._write(data)
 
     async def finish(self) -> None:
         """Tell the client that the body is whole."""
@@ -188,12 +212,17 @@ class Exchange:
         """The response object that aiohttp wants back."""
         return Sent(self._keep_alive)
 
-    async def _write(self, data: bytes) -> None:
-        if len(data) < _NEVER_WAITS and not self._slices:
-            await self._request.writer.write(data)
+    async def _write(self, *pieces: bytes) -> None:
+        writer = self._request.writer
+        assert isinstance(writer, StreamWriter)
+        write = writer.write
+        if len(pieces) == 1 and len(pieces[0]) < _NEVER_WAITS and not self._slices:
+            await write(pieces[0])
             return
         async with asyncio.timeout(self._send_timeout):
-            await self._request.writer.write(data)
+            for piece in pieces[:-1]:
+                await write(piece, drain=False)
+            await write(pieces[-1])
 
     def _head(self, answer: Answer, lines: str) -> bytes:
         fields = answer.fields
@@ -226,10 +255,6 @@ class Exchange:
     def _origin(self) -> str:
         origins = self._request.headers.getall("origin", [])
         return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else "*"
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
 def _status_line(status: int) -> bytes:

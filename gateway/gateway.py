@@ -65,7 +65,7 @@ class Gateway:
         )
         self._status: Channel | None = None
         self._ticker: asyncio.TimerHandle | None = None
-        self._server = _Server(self._app, settings.tcp_read_timeout)
+        self._server = _Server(self._app, settings.tcp_read_timeout, settings.tcp_send_timeout)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN_TIMEOUT)
 
     async def start(self) -> None:
@@ -128,13 +128,15 @@ class Gateway:
 class _Server(web.Server):
     """Makes our kind of connection; aiohttp offers no other way to its error answers."""
 
-    def __init__(self, app: App, idle_timeout: float) -> None:
+    def __init__(self, app: App, idle_timeout: float, send_timeout: float) -> None:
         super().__init__(app.handle, handler_cancellation=True, access_log=None)
         self._idle_timeout = idle_timeout
+        self._send_timeout = send_timeout
 
     def __call__(self) -> Connection:
         return Connection(
             self,
+            send_timeout_ms=round(self._send_timeout * 1000),
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._idle_timeout,
             access_log=None,

@@ -16,8 +16,11 @@ from common.shapelog.layout import DamagedLog, Header, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
 from gateway.shapes import ShapeGone
 
-SLICE: Final = 256 * 1024
-"""The most bytes of a log that one client pins in memory."""
+SLICE: Final = 64 * 1024
+"""The most bytes of a log that one client pins in memory: thousands may stop reading."""
+
+SHARED: Final = 256 * 1024
+"""The most bytes of a log in an answer that is made once for all who wait for it."""
 
 GROWTH_POLL: Final = 0.02
 """Seconds between looks at a snapshot that is being written."""
