@@ -112,6 +112,16 @@ class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
 # records inside frames
 
 
+class Entered(msgspec.Struct, tag="entered", frozen=True):
+    """«From here on I send you the table; what came before, the snapshot after my answer will show.»
+
+    Between two transactions, before the Subscribed or Refused of the same id. A new shape need hold back nothing
+    until then, in particular no large transaction that is passing while its table is being published.
+    """
+
+    id: int
+
+
 class Subscribed(msgspec.Struct, tag="subscribed", frozen=True):
     """The worker gets every change of the table after the commit ``position``, the last one dispatched before.
 
@@ -135,6 +145,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Blocked | Leave
 ToWorker = Assign
 Answer = Subscribed | Refused
+InFrame = Entered | Answer
 
 # --------------------------------------------------------------------------------------------------------------------
 # frames
@@ -154,7 +165,7 @@ RELATION: Final = ord("R")  # ancestors of the relation, the raw Relation messag
 CHANGE: Final = ord("C")  # a raw Insert, Update or Delete; index = its number in the transaction
 TRUNCATE: Final = ord("T")  # a raw Truncate; index = number of its first relation
 COMMIT: Final = ord("E")  # commit LSN, xid; goes to every worker; index = number of changes
-ANSWER: Final = ord("A")  # Subscribed or Refused
+ANSWER: Final = ord("A")  # Entered, Subscribed or Refused
 
 
 def frame_head(epoch: int, seq: int) -> bytes:
@@ -381,7 +392,7 @@ def handle_topic(handle: str) -> bytes:
 encode = msgspec.msgpack.Encoder().encode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
-decode_answer = msgspec.msgpack.Decoder(Answer).decode
+decode_answer = msgspec.msgpack.Decoder(InFrame).decode
 decode_status = msgspec.msgpack.Decoder(Status).decode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode

@@ -16,7 +16,7 @@ from common.messages import (
     CHANGE,
     FRAME_BYTES,
     TRUNCATE,
-    Answer,
+    InFrame,
     begin_record,
     commit_record,
     encode,
@@ -59,7 +59,7 @@ class Fanout:
         self._routes: dict[int, tuple[Lane, ...]] = {}
         self._relations: dict[int, bytes] = {}
         self._ancestors: dict[int, tuple[int, ...]] = {}
-        self._answers: list[tuple[str, Answer]] = []
+        self._answers: list[tuple[str, InFrame]] = []
         self._anchor = xid_anchor
         self._index = 0
         self._lsn = 0
@@ -114,7 +114,7 @@ class Fanout:
             lane.tables.discard(table)
             self._route_anew()
 
-    def answer(self, worker: str, answer: Answer) -> None:
+    def answer(self, worker: str, answer: InFrame) -> None:
         """Put an answer into the worker's frames; kept for the next epoch if the worker is not fed now."""
         lane = self._lanes.get(worker)
         if lane is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from common.messages import Answer, Refused, Subscribe, Subscribed
+from common.messages import Answer, Entered, Refused, Subscribe, Subscribed
 from common.postgres import DATABASE_ERRORS, Pool, classify
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
@@ -71,6 +71,7 @@ class Subscriptions:
             if member is not None and member.peer == peer:
                 member.tables.add(request.table)
                 self._fanout.subscribe(worker, request.table)
+                self._fanout.answer(worker, Entered(request.id))
             if not position.done():
                 position.set_result(self._fanout.dispatched)
 

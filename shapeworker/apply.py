@@ -17,19 +17,25 @@ from common.messages import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_beg
 from common.pgoutput import DELETE, INSERT, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
 from shapeworker.projection import Projection, SchemaChanged, transaction_headers
-from shapeworker.shape import Shape
+from shapeworker.shape import Life, Shape
 
 log = structlog.get_logger()
 
 SPILL_BYTES = 256 * 1024
-"""Of one shape and transaction, kept here before they go to its log's buffer."""
+"""Of one shape and transaction, kept in memory before they go to its log's file, where nobody sees them yet."""
 
+SPILL_LEAST_BYTES = 16 * 1024
+"""The same where a transaction touches very many shapes: smaller writes would cost too much."""
+
+SPILL_TOTAL_BYTES = 32 * 1024 * 1024
+"""Of all shapes that a transaction touches, until the least is reached."""
 
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 """What the machine lacks, not what is wrong with a shape."""
 
 HELD_BYTES: Final = 64 * 1024 * 1024
-"""Of changes that a new shape may hold back in memory until its snapshot is taken; beyond, it is given up."""
+"""Of changes that new shapes may hold back in memory, all together, until their snapshots are taken; beyond, the one
+that holds most is given up."""
 
 
 class StorageFull(Exception):
@@ -72,6 +78,8 @@ class Applier:
         self._projections: dict[int, dict[tuple[object, ...], Projection | SchemaChanged]] = {}
         self._serial = 0
         self._touched: list[Shape] = []
+        self._holding: set[Shape] = set()
+        self._spill_bytes = SPILL_BYTES
         self._lsn = 0
         self._xid = 0
         self._headers = b""
@@ -87,6 +95,7 @@ class Applier:
 
     def remove(self, shape: Shape) -> None:
         """No more changes for it; what it has of an open transaction is void."""
+        self._holding.discard(shape)
         shapes = self._shapes.get(shape.table.oid, {})
         if shapes.pop(shape.handle, None) is not None:
             if not shapes:
@@ -116,6 +125,7 @@ class Applier:
         elif kind == BEGIN:
             self._lsn, self._xid, _ = parse_begin(payload)
             self._serial += 1
+            self._spill_bytes = SPILL_BYTES
             self._headers = transaction_headers(self._lsn, self._xid)
         elif kind == RELATION:
             ancestors, message = parse_relation_record(payload)
@@ -168,7 +178,7 @@ class Applier:
             if not lines:
                 continue
             for shape in shapes:
-                if shape.gather(op, lines) >= SPILL_BYTES:
+                if shape.gather(op, lines) >= self._spill_bytes:
                     self._write(shape, spill=True)
 
     def _commit(self, lsn: int, xid: int) -> None:
@@ -188,15 +198,22 @@ class Applier:
             if spill:
                 shape.spill(self._lsn)
             end = None if spill else shape.commit(*commit)
-            if shape.held_bytes > HELD_BYTES:
-                self._end(shape, "too many changes came while it waited for its snapshot")
-                return
+            if shape.held_bytes and shape.life is not Life.ENDED:
+                self._holding.add(shape)
+                self._bound_held()
             if end is not None:
                 self._events.written(shape, end)
         except OSError as error:
             if error.errno in _FULL:
                 raise StorageFull(str(error)) from error
             self._end(shape, f"its log cannot be written: {error.strerror}")
+
+    def _bound_held(self) -> None:
+        """Keep what new shapes hold back within its bound, at the expense of the greediest."""
+        self._holding = {shape for shape in self._holding if shape.held_bytes}
+        if sum(shape.held_bytes for shape in self._holding) > HELD_BYTES:
+            greediest = max(self._holding, key=lambda shape: shape.held_bytes)
+            self._end(greediest, "too many changes came while it waited for its snapshot")
 
     def _entering(self, group: Group) -> list[Shape]:
         serial = self._serial
@@ -218,6 +235,8 @@ class Applier:
         shape.enter(self._serial, self._lsn, self._xid)
         if not shape.skips:
             self._touched.append(shape)
+            share = SPILL_TOTAL_BYTES // len(self._touched)
+            self._spill_bytes = min(SPILL_BYTES, max(SPILL_LEAST_BYTES, share))
 
     def _end(self, shape: Shape, reason: str) -> None:
         self.remove(shape)

@@ -1,9 +1,9 @@
 """Making a shape, step by step (architecture.md 4; engine.md 10).
 
-The order is what makes it right: the shape is added to the applier *before* the table is asked for, so that it holds
-back every change that is dispatched after the answer; the snapshot is taken *after* the answer, so that it shows every
-transaction that was dispatched before; and the shape counts for the durable position *before* what it has is synced and
-declared active.
+The order is what makes it right: the shape is added to the applier *before* the table is asked for, and holds back
+every change from the moment that the ingester enters it (or from the start of an epoch, whichever comes first); the
+snapshot is taken *after* the answer, so that it shows every transaction dispatched before that moment; and the shape
+counts for the durable position *before* what it has is synced and declared active.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 
 from common.config import Settings
 from common.lsn import Offset
-from common.messages import Answer, Refused, Subscribe, Subscribed
+from common.messages import Answer, Entered, InFrame, Refused, Subscribe, Subscribed
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
 from common.remedies import Remedies
 from common.shape import ShapeRequest, partition_of
@@ -79,7 +79,7 @@ class Creator:
         self._building: set[asyncio.Task[None]] = set()
         self._remedies = Remedies()
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, tuple[Subscribe, asyncio.Future[Answer]]] = {}
+        self._waiting: dict[int, tuple[Subscribe, Shape, asyncio.Future[Answer]]] = {}
 
     async def create(self, request: ShapeRequest) -> Shape:
         """The shape for this request, made if need be, once its snapshot can be read.
@@ -101,15 +101,23 @@ class Creator:
         """The database cluster that snapshots must come from."""
         self._snapshots.system_identifier = int(identifier) if identifier else None
 
-    def answer(self, answer: Answer) -> None:
-        """The ingester answered a subscription."""
-        _, future = self._waiting.get(answer.id, (None, None))
-        if future is not None and not future.done():
+    def answer(self, answer: InFrame) -> None:
+        """The ingester answered a subscription, or says that the answer comes and the table's changes begin."""
+        if answer.id not in self._waiting:
+            return
+        _, shape, future = self._waiting[answer.id]
+        if isinstance(answer, Entered):
+            shape.holds_back = True
+        elif not future.done():
             future.set_result(answer)
 
     def subscribe_anew(self) -> None:
-        """Another ingester has taken over: what the former one was asked, it does not know."""
-        for subscribe, _ in self._waiting.values():
+        """Another ingester or a new epoch: what was asked or answered before may be lost.
+
+        It may also still come, and speak of a place in the stream that will be passed again: so all is held back.
+        """
+        for subscribe, shape, _ in self._waiting.values():
+            shape.holds_back = True
             self._subscribe(subscribe)
 
     async def close(self) -> None:
@@ -145,6 +153,7 @@ class Creator:
             partition=number,
             storage=self._settings.storage_dir,
         )
+        shape.holds_back = False
         shape.started = loop.create_future()
         # Whoever waits looks at it; if nobody does, asyncio need not complain.
         shape.started.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -215,7 +224,7 @@ class Creator:
         """Have the table published; returns the transactions that the snapshot must show."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         subscribe = Subscribe(next(self._numbers), shape.table.oid, shape.table.schema, shape.table.name)
-        self._waiting[subscribe.id] = (subscribe, future)
+        self._waiting[subscribe.id] = (subscribe, shape, future)
         try:
             self._subscribe(subscribe)
             async with asyncio.timeout(SUBSCRIBE_SECONDS):
@@ -228,6 +237,7 @@ class Creator:
         if isinstance(answer, Refused):
             raise CannotCreate(answer.status, {"message": answer.reason}, answer.retry_after, known=True)
         assert isinstance(answer, Subscribed)
+        assert shape.holds_back, "the table was entered before"
         return answer.unseen
 
     async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:

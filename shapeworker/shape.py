@@ -59,6 +59,8 @@ class Shape:
         self.life = Life.CREATING
         self.reason = ""
         self.settling = False
+        self.holds_back = True
+        """Whether the snapshot that is still to be taken may lack what comes now. If not, nothing of it is kept."""
         self.snapshot: Snapshot | None = None
         self.filter_until = 0
         self.log: LogWriter | None = None
@@ -108,7 +110,7 @@ class Shape:
         self._passing = (lsn, xid)
         self._take()
         if self.snapshot is None:
-            self.skips = bool(self._held) and lsn <= self._held[-1].lsn
+            self.skips = not self.holds_back or (bool(self._held) and lsn <= self._held[-1].lsn)
         else:
             self.skips = not self.counts(lsn, xid)
         if self.skips:
@@ -131,9 +133,10 @@ class Shape:
         return self._size
 
     def spill(self, lsn: int) -> None:
-        """Hand on what a large transaction has gathered so far; it stays invisible until the commit."""
+        """Write what a large transaction has gathered so far; it stays invisible until the commit."""
         if self.snapshot is not None and self.log is not None and self._lines:
             self.log.append(lsn, *self._take())
+            self.log.flush()
 
     def commit(self, lsn: int, xid: int) -> Offset | None:
         """The transaction ends. Returns the new end of the log, or ``None`` if nothing was added to it."""

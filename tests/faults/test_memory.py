@@ -62,7 +62,7 @@ async def _large_transaction(server: EmbeddedPostgres, start_stack: StartStack, 
         seconds = time.monotonic() - started
         print(f"{reader.columns}: {reader.bytes // 10**6} MB after {seconds:.0f} s, {reader.refetches} refetches")
         assert got == await expected(server.url, table, reader.columns)
-    assert not any(reader.refetches for reader in readers)
+    assert not any(reader.refetches for reader in (*readers, late)), "the late one, too, need not hold it back"
     check_peaks(stack)
 
 

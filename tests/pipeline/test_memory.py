@@ -15,6 +15,22 @@ from tests.pipeline.stalled import StalledClients
 SEND_TIMEOUT = 2
 
 
+async def test_large_transaction(database: str, start_stack: StartStack) -> None:
+    """100 MB for two shapes, and one that is made while it passes and need not hold it back."""
+    await create_tables(database)
+    await insert(database, "wide", 1, 100)
+    stack = await start_stack(database, workers=1, keep_alive=False)
+    readers = [BulkReader(stack.url, "wide"), BulkReader(stack.url, "wide", ["id", "body"])]
+    for reader in readers:
+        await reader.follow(100)
+    await insert(database, "wide", 101, 10_000)
+    late = BulkReader(stack.url, "wide", ["id", "batch"])
+    for reader in (late, *readers):
+        assert await reader.follow(10_100) == await expected(database, "wide", reader.columns)
+        assert reader.refetches == 0
+    check_peaks(stack, 130)
+
+
 async def stalled_clients(database: str, start_stack: StartStack, count: int, limit_mb: int) -> None:
     """Clients that stop reading a snapshot, a long catch-up, and the answer to a long-poll; others are served on."""
     await create_tables(database)

@@ -52,6 +52,7 @@ class Recorder:
         self.ends.append(end)
 
     def ended(self, shape: Shape, reason: str) -> None:
+        shape.life = Life.ENDED
         self.endings.append(reason)
 
     def committed(self, lsn: int) -> None:
@@ -346,3 +347,50 @@ def test_what_a_new_shape_holds_back_is_bounded(tmp_path: Path, monkeypatch: pyt
             feed(applier, transaction(1000 + number, 7 + number, changes))
         assert events.endings == ["too many changes came while it waited for its snapshot"]
         assert len(events.commits) == len(transactions), "the stream goes on"
+
+
+def test_all_new_shapes_together_are_bounded_and_the_greediest_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shapeworker.apply.HELD_BYTES", 10_000)
+    events = Recorder()
+    applier = Applier(events, reopen)
+    first, second = make_shape(tmp_path), make_shape(tmp_path)
+    applier.add(first)
+    feed(applier, relation(), transaction(1000, 7, [build.insert(OID, [b"1", b"x" * 5000])]))
+    applier.add(second)
+    feed(applier, transaction(1001, 8, [build.insert(OID, [b"1", b"x" * 3000])]))
+    assert events.endings == ["too many changes came while it waited for its snapshot"]
+    assert second.held_bytes > 3000
+    feed(applier, transaction(1002, 9, [build.insert(OID, [b"1", b"x" * 3000])]))
+    assert len(events.endings) == 1, "what the first held counts no more"
+
+
+def test_a_new_shape_whose_table_is_not_entered_yet_holds_back_nothing(tmp_path: Path) -> None:
+    applier = Applier(Recorder(), reopen)
+    shape = make_shape(tmp_path)
+    shape.holds_back = False
+    applier.add(shape)
+    feed(applier, relation(), transaction(1000, 7, [build.insert(OID, [b"1", b"x" * 5000])]))
+    assert shape.held_bytes == 0
+    shape.holds_back = True
+    feed(applier, transaction(1001, 8, [build.insert(OID, [b"2", b"x"])]))
+    assert shape.snapshot_taken(Snapshot(1, 1, frozenset()), 1000) == Offset(1001, 0)
+
+
+def test_a_transaction_that_touches_many_shapes_keeps_little_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shapeworker.apply.SPILL_TOTAL_BYTES", 40_000)
+    monkeypatch.setattr("shapeworker.apply.SPILL_LEAST_BYTES", 1_000)
+    applier = Applier(Recorder(), reopen)
+    shapes = [active(tmp_path) for _ in range(20)]
+    for shape in shapes:
+        applier.add(shape)
+    records = transaction(1000, 7, [build.insert(OID, [str(number).encode(), b"x" * 900]) for number in range(50)])
+    feed(applier, relation(), records[:-1])
+    for shape in shapes:
+        assert (shape.directory / "log.json").stat().st_size > 40 * 900, "it is in the file"
+        assert shape.last == SNAPSHOT_END, "but nobody sees it"
+    feed(applier, records[-1:])
+    assert {shape.last for shape in shapes} == {Offset(1000, 98)}
