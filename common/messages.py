@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from common.lsn import Offset
+from common.obstacles import Obstacle
 from common.shape import ShapeRequest
 
 FRAME: Final = b"F"
@@ -65,10 +66,14 @@ class Unsubscribe(msgspec.Struct, tag="unsubscribe", frozen=True):
 
 
 class Durable(msgspec.Struct, tag="durable", frozen=True):
-    """«All I was fed in this epoch up to ``lsn`` survives a power cut.» Also the heartbeat: at least one a second."""
+    """«All I was fed in this epoch up to ``lsn`` survives a power cut.» Also the heartbeat: at least one a second.
+
+    ``told``: what is in the worker's way at present, if it is the heartbeat (``None``: it says nothing about that).
+    """
 
     epoch: int
     lsn: int
+    told: tuple[Obstacle, ...] | None = None
 
 
 class Credit(msgspec.Struct, tag="credit", frozen=True):
@@ -257,6 +262,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ``state``: ``active`` | ``waiting`` (another instance holds the lock, or no database yet) | ``starting`` |
     ``fatal``; ``reason`` says why, for people, whenever it is not ``active``. ``partitions`` and ``generation`` are 0
     until the lock was held once. ``superseded``: another instance has the lock, so workers let go of their partitions.
+    ``delayed``: it is active, but new changes do not reach all clients. ``details`` are lines about what is in the way
+    of anything.
     """
 
     boot: str
@@ -269,6 +276,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     owners: dict[int, str]
     workers: dict[str, WorkerPlace]
     superseded: bool = False
+    delayed: bool = False
+    details: tuple[str, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------------------------------

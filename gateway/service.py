@@ -64,10 +64,11 @@ class Service:
         return worker if worker in self.status.workers else None
 
     def health(self, now: float) -> tuple[int, bytes]:
-        """Status code and body of ``/v1/health``. Never active while a change could get lost on its way (INV-37)."""
+        """Status code and body of ``/v1/health``. Never active while a change cannot reach its clients (INV-37); active
+        with a ``reason`` while something else is held back. Clients look at ``status`` alone (http-api.md 27)."""
         state, reason = self._state(now)
         if state == "active":
-            return 200, b'{"status":"active"}'
+            return 200, orjson.dumps({"status": "active"} | ({"reason": reason} if reason else {}))
         body = {"status": "waiting" if state == "waiting" else "starting"}
         if reason:
             body["reason"] = reason
@@ -84,10 +85,12 @@ class Service:
         state, reason = self._status_of_ingester(now)
         if state != "active" or self.status is None:
             return state, reason
+        details = "; ".join(self.status.details)
         unowned = self.status.partitions - len(self.status.owners)
         if unowned > 0 or self.status.partitions == 0:
-            return "restarting", f"{unowned} of {self.status.partitions} partitions have no worker at present"
-        return state, reason
+            missing = f"{unowned} of {self.status.partitions} partitions have no worker at present"
+            return "restarting", f"{missing}; {details}" if details else missing
+        return "delayed" if self.status.delayed else state, details
 
     def _status_of_ingester(self, now: float) -> tuple[str, str]:
         status = self.status

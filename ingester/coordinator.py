@@ -64,7 +64,8 @@ class Coordinator:
         self.members: dict[str, Member] = {}
         self._grace = grace
         self._settle = settle
-        self._given_up: dict[str, Member] = {}
+        self.given_up: dict[str, Member] = {}
+        """Workers that fell silent and have not been heard since, as they were."""
         self._version = version
         self._expired = False
         self._move_at: float | None = None
@@ -78,7 +79,7 @@ class Coordinator:
         if member is None:
             member = Member(hello.worker, hello.boot, peer, hello.requests, hello.events, now)
             self.members[hello.worker] = member
-            self._given_up.pop(hello.worker, None)
+            self.given_up.pop(hello.worker, None)
             self._move_at = now + self._settle
         elif member.boot != hello.boot:
             # The same worker started anew within its grace: it gets its partitions back, nothing else moves.
@@ -110,10 +111,11 @@ class Coordinator:
 
         One that had been given up (it was stopped, or the machine slept) joins again, holding nothing at first.
         """
-        worker, _, boot = peer.decode().rpartition(":")
+        # A connection that was replaced by a newer one of the same peer goes on under a name of ZeroMQ's, in bytes.
+        worker, _, boot = peer.decode(errors="replace").rpartition(":")
         member = self.members.get(worker)
         if member is None:
-            gone = self._given_up.pop(worker, None)
+            gone = self.given_up.pop(worker, None)
             if gone is None or gone.peer != peer:
                 return None  # never met: its hello will come
             member = Member(worker, boot, peer, gone.requests, gone.events, now)
@@ -130,6 +132,12 @@ class Coordinator:
         for member in self.members.values():
             member.heard += seconds
 
+    def lose(self, worker: str) -> None:
+        """What was sent to the worker, or what it answered, is lost: the stream must be rewound for it."""
+        member = self.members.get(worker)
+        if member is not None:
+            member.lost = True
+
     def leave(self, now: float, worker: str) -> None:
         """The worker has released everything and goes: its partitions move at once."""
         if self.members.pop(worker, None) is not None:
@@ -144,7 +152,7 @@ class Coordinator:
                 member.told = now
         silent = [name for name, member in self.members.items() if now - member.heard > self._grace]
         for name in silent:
-            self._given_up[name] = self.members[name]
+            self.given_up[name] = self.members[name]
             self.leave(now, name)
         if self._move_at is not None and now >= self._move_at:
             self._move_at = None

@@ -154,6 +154,11 @@ class Fanout:
         """The workers that may not be sent more for now."""
         return [lane.worker for lane in self._lanes.values() if lane.credit <= 0]
 
+    @property
+    def sent(self) -> dict[str, int]:
+        """How many frames of this epoch each worker was sent."""
+        return {lane.worker: lane.seq for lane in self._lanes.values()}
+
     # ---- the stream
 
     def message(self, payload: bytes) -> None:

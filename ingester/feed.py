@@ -69,6 +69,11 @@ class Feed:
         """Whether there is a stream."""
         return self._stream is not None
 
+    @property
+    def silent(self) -> float:
+        """For how many seconds Postgres has sent nothing, although it was asked for a sign of life."""
+        return 0.0 if self._stream is None else self._stream.silent
+
     async def open(self, system: System, status_interval: float) -> None:
         """Stream from the acknowledged position. Raises ``psycopg.Error``, ``DatabaseProblem``, ``OSError``.
 

@@ -31,6 +31,7 @@ from common.messages import (
     decode_from_worker,
     encode,
 )
+from common.obstacles import TOLD, Lasting, Obstacle
 from common.sockets import Channel, bound
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
@@ -43,6 +44,9 @@ TICK: Final = 0.1
 
 PAUSED: Final = 1.0
 """A tick that is so late (s) says more about this process than about the workers."""
+
+LOST: Final = 5.0
+"""Seconds without any credit from a worker that is alive, after which what it was sent counts as lost."""
 
 STATUS_BACKLOG: Final = 1000
 """Status messages that may wait for a process that does not read; beyond them they are dropped."""
@@ -90,6 +94,11 @@ class Group:
         self._leads = False
         self._early: dict[bytes, list[bytes]] = {}
         self._blocked: dict[str, Blocked] = {}
+        self._starved: Lasting[tuple[str, int, int]] = Lasting()
+        self.told: dict[str, tuple[Obstacle, ...]] = {}
+        """What workers say is in their way."""
+        self.obstacles: list[Obstacle] = []
+        """What is in the way of anything, to be published."""
         self.flushed = 0
         """The position that Postgres may be told: durable in the shapes, and recorded as acknowledged."""
 
@@ -139,15 +148,22 @@ class Group:
         return self.coordinator is not None and bool(self.coordinator.members)
 
     @property
+    def obstructed(self) -> dict[str, Obstacle]:
+        """Workers that cannot take partitions, and why."""
+        return {
+            worker: Obstacle(
+                "partitions", f"waits for {', '.join(map(str, blocked.partitions))}: {blocked.reason}", delays=True
+            )
+            for worker, blocked in sorted(self._blocked.items())
+        }
+
+    @property
     def missing(self) -> str:
         """Which partitions nobody is fed and why, for people; empty when there are none."""
         unowned = [] if self.coordinator is None else self.coordinator.unowned()
         if not unowned:
             return ""
-        obstacles = [
-            f"{worker} waits for {', '.join(map(str, blocked.partitions))}: {blocked.reason}"
-            for worker, blocked in sorted(self._blocked.items())
-        ]
+        obstacles = [f"{worker} {obstacle.text}" for worker, obstacle in self.obstructed.items()]
         return "; ".join([f"{len(unowned)} partitions have no worker yet", *obstacles])
 
     async def run(self) -> None:
@@ -159,12 +175,31 @@ class Group:
             if now - last > PAUSED and self.coordinator is not None:
                 # It was this process that stood still: what workers said meanwhile is still to be read.
                 self.coordinator.excuse(now - last)
+                log.warning(
+                    "this process stood still: stopped, swapped out, or short of CPU", seconds=round(now - last)
+                )
             last = now
             if self.coordinator is not None:
                 for worker in self.coordinator.tick(time.monotonic()):
                     log.warning("a worker is silent; its partitions move", worker=worker)
                     self._forget(worker)
+                self._find_losses(time.monotonic())
                 self._coordinate()
+
+    def _find_losses(self, now: float) -> None:
+        """Rewind for workers that live but give no credit: frames or credits were lost with a connection.
+
+        Without credit nothing more is sent to such a worker, so it cannot find the gap itself. One that works on
+        frames gives credit after each; one that cannot is not heard either.
+        """
+        assert self.coordinator is not None
+        sent, members = self.fanout.sent, self.coordinator.members
+        starved = [(name, self.fanout.epoch, sent[name]) for name in self.fanout.starved()]
+        for key, seconds in self._starved.seconds(now, starved).items():
+            worker, _, _ = key
+            if seconds > LOST and worker in members and now - members[worker].heard < LOST / 2:
+                log.warning("what was sent to a worker, or its answers, were lost; sending it again", worker=worker)
+                self.coordinator.lose(worker)
 
     def say(self, state: str, reason: str, *, superseded: bool = False) -> None:
         """Publish a new state, with its reason, and whether another instance has the lock."""
@@ -186,6 +221,8 @@ class Group:
             owners={} if coordinator is None else coordinator.owners(),
             workers={name: WorkerPlace(member.requests, member.events) for name, member in members.items()},
             superseded=self.superseded,
+            delayed=any(obstacle.delays for obstacle in self.obstacles),
+            details=tuple(obstacle.text for obstacle in self.obstacles[:TOLD]),
         )
         self._events.send([STATUS_TOPIC, encode(status)])
 
@@ -216,6 +253,8 @@ class Group:
             if not self.fanout.blocked:
                 self._on_credit()
         elif isinstance(message, Durable):
+            if message.told is not None:
+                self.told[member.worker] = message.told
             if message.epoch == self.fanout.epoch and self.watermark is not None:
                 self.watermark.durable(member.fed, message.lsn)
         elif isinstance(message, Subscribe):
@@ -251,6 +290,7 @@ class Group:
 
     def _forget(self, worker: str) -> None:
         self._blocked.pop(worker, None)
+        self.told.pop(worker, None)
         self.fanout.forget(worker)
         if not self.fanout.blocked:
             self._on_credit()

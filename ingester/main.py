@@ -19,6 +19,7 @@ from common.postgres import DATABASE_ERRORS, DatabaseProblem, Kind, Pool, Proble
 from common.remedies import Remedies
 from ingester.feed import Feed
 from ingester.group import Group
+from ingester.inspection import Inspection
 from ingester.publication import Publication, drop_publication
 from ingester.replication import StreamLost
 from ingester.session import Session, keep_lock, open_session
@@ -42,6 +43,9 @@ BACKOFF: Final = (0.5, 10.0)
 
 HEALTHY: Final = 5.0
 """Seconds a session must have lasted before the next loss starts with the shortest pause again."""
+
+SHORT_STATUS: Final = 2.0
+"""Seconds between two status updates below which the server is too impatient for comfort."""
 
 DRAIN: Final = 3.0
 """Seconds that workers get at the end to report what they have made durable."""
@@ -78,6 +82,7 @@ class Ingester:
         )
         self._remedies = Remedies()
         self._feed = Feed(settings, self._slot, self._group, self._admin, self._crash, self._on_lost)
+        self._inspection = Inspection(self._slot, self._group, self._feed, self._admin, self._subscriptions_waiting)
         self._subscriptions: Subscriptions | None = None
         self._session: Session | None = None
         self._lost: Exception | None = None
@@ -89,7 +94,8 @@ class Ingester:
     async def run(self) -> int:
         """Work until told to stop, or until a problem that only a changed setting can solve. Returns the exit code."""
         log.info("ingester started", slot=self._slot)
-        for work in (self._group.run(), self._beat(), self._acknowledge()):
+        look, ask = self._inspection.run(), self._inspection.ask_database()
+        for work in (self._group.run(), self._beat(), self._acknowledge(), look, ask):
             self._crash.spawn(work)
         life = asyncio.get_running_loop().create_task(self._live())
         crashed = await self._crash.end(life)
@@ -199,6 +205,11 @@ class Ingester:
         group.coordinator.expire_epoch()
         group.lead()
         log.info("session opened", position=session.position, generation=source.generation)
+        if session.status_interval < SHORT_STATUS:
+            log.warning(
+                "wal_sender_timeout of the server is so short that a busy moment ends the stream; set it to 30s",
+                seconds=round(3 * session.status_interval, 1),
+            )
         self._wake.set()
         self._opened.set()
         lock = asyncio.get_running_loop().create_task(keep_lock(session.lock))
@@ -257,6 +268,9 @@ class Ingester:
         assert self._subscriptions is not None
         self._subscriptions.subscribe(worker, peer, request)
 
+    def _subscriptions_waiting(self, now: float) -> list[tuple[int, str, float]]:
+        return [] if self._subscriptions is None else self._subscriptions.waiting(now)
+
     async def _acknowledge(self) -> None:
         while True:
             await asyncio.sleep(ACKNOWLEDGE)
@@ -286,15 +300,16 @@ class Ingester:
                 self._group.publish()
 
     def _say_progress(self) -> None:
-        missing = self._group.missing
-        if missing:
-            self._group.say("starting", missing)
-        elif self._feed.stalled:
+        self._group.obstacles = self._inspection.present
+        if self._feed.stalled:
             self._group.say("starting", self._feed.stalled)
         elif self._feed.is_open:
+            # Also while partitions wait for a worker: gateways know which, and the others go on.
             if self._group.state != "active":
                 log.info("active")
             self._group.say("active", "")
+        elif self._group.missing:
+            self._group.say("starting", self._group.missing)
         else:
             self._group.publish()
 

@@ -67,6 +67,7 @@ class ReplicationStream:
         self._running = False
         self._paused = False
         self._received = 0
+        self._heard = time.monotonic()
         self._again = False
         self._writing = False
 
@@ -102,18 +103,24 @@ class ReplicationStream:
         """Go on reading, first what libpq has in memory already."""
         if self._paused and self._running:
             self._paused = False
+            self._heard = time.monotonic()
             self._loop.add_reader(self._fd, self._on_readable)
             self._soon()
 
-    def send_status(self) -> None:
-        """Report the durable position now."""
+    @property
+    def silent(self) -> float:
+        """For how many seconds nothing has come, although it was waited for."""
+        return 0.0 if self._paused or not self._running else time.monotonic() - self._heard
+
+    def send_status(self, *, ask: bool = False) -> None:
+        """Report the durable position now, and ask for a sign of life if so told."""
         if not self._running:
             return
         flushed = self._sink.flushed()
         received = max(self._received, flushed)
         now = time.time_ns() // 1000 - POSTGRES_EPOCH_US
         try:
-            self._pg.put_copy_data(_status(b"r", received, flushed, flushed, now, 0))
+            self._pg.put_copy_data(_status(b"r", received, flushed, flushed, now, ask))
             self._flush()
         except psycopg.Error as error:
             self._fail(error)
@@ -130,6 +137,7 @@ class ReplicationStream:
     # ---- reading
 
     def _on_readable(self) -> None:
+        self._heard = time.monotonic()
         try:
             self._pg.consume_input()
         except psycopg.Error as error:
@@ -205,7 +213,7 @@ class ReplicationStream:
         self._timer = self._loop.call_later(self._interval, self._on_timer)
 
     def _on_timer(self) -> None:
-        self.send_status()
+        self.send_status(ask=True)
         if self._running:
             self._arm()
 

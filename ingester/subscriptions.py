@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
@@ -34,13 +35,19 @@ class Subscriptions:
         self._coordinator = coordinator
         self._fanout = fanout
         self._at_boundary = at_boundary
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[Subscribe, float]] = {}
 
     def subscribe(self, worker: str, peer: bytes, request: Subscribe) -> None:
         """A worker wants a table."""
         task = asyncio.get_running_loop().create_task(self._handle(worker, peer, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = request, time.monotonic()
+        task.add_done_callback(self._tasks.pop)
+
+    def waiting(self, now: float) -> list[tuple[int, str, float]]:
+        """The subscriptions under way: oid and name of the table, and for how many seconds."""
+        return [
+            (request.table, f"{request.schema}.{request.name}", now - since) for request, since in self._tasks.values()
+        ]
 
     async def close(self) -> None:
         """Give up what is under way; the workers ask the next ingester."""

@@ -59,6 +59,6 @@ class Watermark:
         return self._acknowledged
 
     def slowest(self) -> tuple[int, int]:
-        """``(partition, bound)`` that holds the acknowledgement back, for operators."""
+        """``(partition, bound)`` that holds the acknowledgement back, if anything does, for operators."""
         partition = min(range(len(self._bounds)), key=self._bounds.__getitem__)
         return partition, self._bounds[partition]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
@@ -20,6 +21,7 @@ import structlog
 from common.config import Settings
 from common.lsn import Offset
 from common.messages import Answer, Entered, InFrame, Refused, Subscribe, Subscribed
+from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
 from common.remedies import Remedies
 from common.shape import ShapeRequest, partition_of
@@ -31,6 +33,7 @@ from common.xid import Snapshot
 from shapeworker.apply import Applier
 from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
+from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate
 from shapeworker.shape import Life, Shape
 from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots
@@ -78,6 +81,7 @@ class Creator:
         self._under_way: dict[ShapeRequest, asyncio.Task[Shape]] = {}
         self._building: set[asyncio.Task[None]] = set()
         self._remedies = Remedies()
+        self._reading: dict[str, float] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Subscribe, Shape, asyncio.Future[Answer]]] = {}
 
@@ -119,6 +123,12 @@ class Creator:
         for subscribe, shape, _ in self._waiting.values():
             shape.holds_back = True
             self._subscribe(subscribe)
+
+    def obstacles(self, now: float) -> list[Obstacle]:
+        """What new shapes wait for."""
+        queued = [now - since for since in self._snapshots.queued.values()]
+        running = {shape: now - since for shape, since in self._reading.items()}
+        return of_snapshots(self._snapshots.turns, queued, running)
 
     async def close(self) -> None:
         """Give up what is under way; the shapes are lost with the worker anyhow."""
@@ -248,6 +258,7 @@ class Creator:
         def on_started(snapshot: Snapshot, filter_until: int) -> bool:
             if shape.life is Life.ENDED:
                 return False
+            self._reading[f"{shape.handle} ({shape.table.name})"] = time.monotonic()
             end = shape.snapshot_taken(snapshot, filter_until)
             if end is not None:
                 self._on_written(shape, end)
@@ -263,6 +274,8 @@ class Creator:
         except BaseException:
             sink.fail()
             raise
+        finally:
+            self._reading.pop(f"{shape.handle} ({shape.table.name})", None)
         await asyncio.get_running_loop().run_in_executor(None, sink.sync)
         log.info("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
 

@@ -47,6 +47,8 @@ class Endings:
         self._tasks: set[asyncio.Task[None]] = set()
         self.unmarked: Counter[int] = Counter()
         """Per partition, the shapes that have ended but whose readers cannot see it yet."""
+        self.refused: dict[str, str] = {}
+        """Shapes whose end the disk refuses to record, and why."""
 
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over, from now on and for this reason."""
@@ -105,8 +107,11 @@ class Endings:
         while True:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._disk, step)
+                self.refused.pop(shape.handle, None)
                 return
             except (OSError, sqlite3.Error) as error:
                 # Typically a full disk. Until this succeeds, nothing later is acknowledged.
-                log.warning("the end of a shape cannot be recorded yet", handle=shape.handle, error=str(error))
+                if shape.handle not in self.refused:
+                    log.warning("the end of a shape cannot be recorded yet", handle=shape.handle, error=str(error))
+                self.refused[shape.handle] = str(error)
                 await asyncio.sleep(RETRY)

@@ -38,6 +38,7 @@ from common.messages import (
     parse_position,
     records,
 )
+from common.obstacles import TOLD, Obstacle
 from common.postgres import Pool
 from common.shape import partition_of_handle
 from common.sockets import Channel, bound, connected
@@ -48,6 +49,7 @@ from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
 from shapeworker.lease import Lease
 from shapeworker.logs import OpenLogs
+from shapeworker.obstacles import of_disk, of_loop
 from shapeworker.ownership import Ownership
 from shapeworker.requests import Requests
 from shapeworker.shape import Shape
@@ -85,6 +87,7 @@ class Worker:
         self._retry: asyncio.TimerHandle | None = None
         self._crash = CrashOnly()
         self._full = False
+        self._shortage = ("", -FULL_DISK_PAUSE)
         self._tables: set[int] = set()
         # One thread, because a catalog is not for two; blocking calls on partitions all go through it, in order.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
@@ -199,14 +202,29 @@ class Worker:
         self._context.term()
 
     async def _beat(self) -> None:
+        late = 0.0
         while True:
             if reason := self._lease.lost(time.monotonic()):
                 self._let_go(reason)
             if not self._ingester:
                 self._hello(0)
-            self._send(Durable(self._reporting, self._syncer.durable))
+            now = time.monotonic()
+            self._send(Durable(self._reporting, self._syncer.durable, tuple(self._obstacles(now, late))))
             self._publish_applied()
             await asyncio.sleep(HEARTBEAT)
+            late = time.monotonic() - now - HEARTBEAT
+
+    def _obstacles(self, now: float, late: float) -> list[Obstacle]:
+        syncing = self._syncer.syncing(now)
+        at = None
+        if syncing is not None:
+            directories = (shape.relative for shape in self._holdings if shape.log is syncing[0])
+            at = next(directories, str(self._settings.storage_dir)), syncing[1]
+        # Between two attempts it is not known whether there is room again.
+        reason, tried = self._shortage
+        full = reason if now - tried < 3 * FULL_DISK_PAUSE else ""
+        disk = of_disk(full, at, self._endings.refused)
+        return [*disk, *self._creator.obstacles(now), *of_loop(late)][:TOLD]
 
     async def _sweep(self) -> None:
         while True:
@@ -299,6 +317,7 @@ class Worker:
         # Nothing more of this epoch counts, so nothing more of it is reported durable: the slot waits with us.
         log.error("the storage directory is full; waiting for room", error=str(error))
         self._full = True
+        self._shortage = (str(error), time.monotonic())
         self._intake.forget()
         self._applier.restart()
         if self._retry is None:

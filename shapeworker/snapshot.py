@@ -118,6 +118,9 @@ class Snapshots:
         self._prefer_ipv6 = prefer_ipv6
         self.system_identifier = system_identifier
         self._first_row_seconds = first_row_seconds
+        self.turns = threads
+        self.queued: dict[object, float] = {}
+        """Since when (monotonic time) each of those that wait for their turn does so."""
         self._turns = asyncio.Semaphore(threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="snapshot")
 
@@ -135,7 +138,13 @@ class Snapshots:
         the task to stop; when it has ended, the thread has let go of the sink.
         """
         loop = asyncio.get_running_loop()
-        async with self._turns:
+        key = object()
+        self.queued[key] = time.monotonic()
+        try:
+            await self._turns.acquire()
+        finally:
+            del self.queued[key]
+        try:
             try:
                 target = await resolve(self._conninfo, self._prefer_ipv6)
             except psycopg.Error as error:
@@ -154,6 +163,8 @@ class Snapshots:
                 await asyncio.wait([running])
                 # Looked at, so that asyncio does not report it as forgotten when this task was cancelled.
                 running.exception()
+        finally:
+            self._turns.release()
 
     async def close(self) -> None:
         """Free the threads. Cancel the tasks in ``take`` before."""

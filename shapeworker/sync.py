@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,7 @@ class Syncer:
         self._interval = interval
         self._dirty: set[Log] = set()
         self._obstacles: set[asyncio.Future[None]] = set()
+        self._syncing: tuple[Log | None, float] | None = None
         self._run = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -77,6 +79,11 @@ class Syncer:
         self._obstacles.add(obstacle)
         obstacle.add_done_callback(self._obstacles.discard)
         self._wake.set()
+
+    def syncing(self, now: float) -> tuple[Log | None, float] | None:
+        """Which log the thread waits for (``None``: the whole file system), and for how many seconds."""
+        at = self._syncing
+        return None if at is None else (at[0], now - at[1])
 
     async def quiet(self, log: Log) -> None:
         """Wait until no batch touches the log any more; it is not synced again. For closing it."""
@@ -122,12 +129,20 @@ class Syncer:
         self._thread.shutdown(wait=True)
 
     def _sync(self, batch: set[Log]) -> list[tuple[Log, OSError]]:
+        try:
+            return self._sync_all(batch)
+        finally:
+            self._syncing = None
+
+    def _sync_all(self, batch: set[Log]) -> list[tuple[Log, OSError]]:
         if len(batch) >= MANY and _syncfs is not None:
             # What it has written the syncs below find clean; what it could not, they report.
+            self._syncing = None, time.monotonic()
             with contextlib.closing(_Directory(self._storage)) as directory:
                 _syncfs(directory.fd)
         failures = []
         for log in batch:
+            self._syncing = log, time.monotonic()
             try:
                 log.sync()
             except OSError as error:

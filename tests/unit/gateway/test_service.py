@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from common.messages import Status, WorkerPlace
@@ -36,6 +37,28 @@ def service_with(*statuses: Status) -> Service:
 
 def test_active_is_exactly_active() -> None:
     assert service_with(status()).health(now=102.9) == (200, b'{"status":"active"}')
+
+
+def test_active_with_a_reason_while_something_else_is_held_back() -> None:
+    held = msgspec.structs.replace(status(), details=("the slot keeps 3 GiB of WAL", "a snapshot waits"))
+    code, body = service_with(held).health(now=100.0)
+    assert code == 200
+    assert json.loads(body) == {"status": "active", "reason": "the slot keeps 3 GiB of WAL; a snapshot waits"}
+
+
+def test_delayed_changes_are_not_active_but_shapes_can_be_created() -> None:
+    delayed = msgspec.structs.replace(status(), delayed=True, details=("worker w0 is silent",))
+    service = service_with(delayed)
+    code, body = service.health(now=100.0)
+    assert (code, json.loads(body)) == (202, {"status": "starting", "reason": "worker w0 is silent"})
+    assert service.can_create(1, now=100.0)
+
+
+def test_partitions_that_wait_are_told_with_what_they_wait_for() -> None:
+    waiting = msgspec.structs.replace(status(owners={0: "w0"}), delayed=True, details=("worker w1 is silent",))
+    code, body = service_with(waiting).health(now=100.0)
+    assert code == 202
+    assert json.loads(body)["reason"] == "1 of 2 partitions have no worker at present; worker w1 is silent"
 
 
 @pytest.mark.parametrize(
