@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -47,8 +48,8 @@ class Endings:
         self._tasks: set[asyncio.Task[None]] = set()
         self.unmarked: Counter[int] = Counter()
         """Per partition, the shapes that have ended but whose readers cannot see it yet."""
-        self.refused: dict[str, str] = {}
-        """Shapes whose end the disk refuses to record, and why."""
+        self.recording: dict[str, tuple[float, str]] = {}
+        """Shapes whose end is being recorded: since when (monotonic time), and why it has failed so far."""
 
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over, from now on and for this reason."""
@@ -104,14 +105,16 @@ class Endings:
             log.warning("an ended shape's files could not be moved away", handle=shape.handle, error=str(error))
 
     async def _insist(self, step: Callable[[], None], shape: Shape) -> None:
+        since = time.monotonic()
+        self.recording[shape.handle] = since, ""
         while True:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._disk, step)
-                self.refused.pop(shape.handle, None)
+                self.recording.pop(shape.handle, None)
                 return
             except (OSError, sqlite3.Error) as error:
                 # Typically a full disk. Until this succeeds, nothing later is acknowledged.
-                if shape.handle not in self.refused:
+                if not self.recording[shape.handle][1]:
                     log.warning("the end of a shape cannot be recorded yet", handle=shape.handle, error=str(error))
-                self.refused[shape.handle] = str(error)
+                self.recording[shape.handle] = since, str(error)
                 await asyncio.sleep(RETRY)

@@ -223,7 +223,8 @@ class Worker:
         # Between two attempts it is not known whether there is room again.
         reason, tried = self._shortage
         full = reason if now - tried < 3 * FULL_DISK_PAUSE else ""
-        disk = of_disk(full, at, self._endings.refused)
+        ends = {handle: (now - since, why) for handle, (since, why) in self._endings.recording.items()}
+        disk = of_disk(full, at, ends)
         return [*disk, *self._creator.obstacles(now), *of_loop(late)][:TOLD]
 
     async def _sweep(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from common.obstacles import Obstacle
 
 SLOW_SYNC: Final = 5.0
-"""Seconds after which a sync is worth a line."""
+"""Seconds after which a sync, or recording the end of a shape, is worth a line."""
 
 LONG_TURN: Final = 5.0
 """Seconds that a snapshot may wait for a connection."""
@@ -20,11 +20,11 @@ STOOD_STILL: Final = 2.0
 """Seconds by which the heartbeat may be late."""
 
 
-def of_disk(full: str, syncing: tuple[str, float] | None, tombstones: Mapping[str, str]) -> list[Obstacle]:
+def of_disk(full: str, syncing: tuple[str, float] | None, endings: Mapping[str, tuple[float, str]]) -> list[Obstacle]:
     """What keeps written things from becoming durable, or from being written.
 
     ``full`` says what the storage lacks. ``syncing``: the directory of the log that a sync is at, and for how long (s).
-    ``tombstones``: shapes whose end cannot be recorded, and why.
+    ``endings``: shapes whose end is being recorded, for how long (s), and why that has failed so far.
     """
     found = []
     if full:
@@ -32,8 +32,13 @@ def of_disk(full: str, syncing: tuple[str, float] | None, tombstones: Mapping[st
     if syncing is not None and syncing[1] > SLOW_SYNC:
         text = f"the disk has not finished a sync for {syncing[1]:.0f} s, at {syncing[0]}; nothing is acknowledged"
         found.append(Obstacle("a sync is slow", text))
-    for handle, why in tombstones.items():
-        text = f"the end of shape {handle} cannot be recorded: {why}; nothing later is acknowledged"
+    for handle, (seconds, why) in endings.items():
+        if seconds < SLOW_SYNC:
+            continue
+        problem = why or "the disk has not finished it"
+        text = (
+            f"the end of shape {handle} is not recorded for {seconds:.0f} s: {problem}; nothing later is acknowledged"
+        )
         found.append(Obstacle(f"the end of shape {handle}", text))
     return found
 

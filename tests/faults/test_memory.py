@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from deploy.embedded_postgres import EmbeddedPostgres
 from tests.pipeline.bulk import WIDE_BYTES, BulkReader, create_tables, expected, insert
 from tests.pipeline.fixtures import StartStack
-from tests.pipeline.memory import LIMIT_MB, check_peaks
+from tests.pipeline.memory import LIMIT_MB, check_peaks, peaks_mb
 from tests.pipeline.test_memory import stalled_clients
 from tests.pipeline.workload import SCALE
 
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 TRANSACTION_BYTES = int(2e9 * SCALE)
 SNAPSHOT_BYTES = int(5e9 * SCALE)
+ROW_BYTES = int(2e8 * SCALE)
 
 
 @pytest.fixture
@@ -85,3 +87,22 @@ async def test_large_snapshot(server: EmbeddedPostgres, start_stack: StartStack)
 
 async def test_clients_that_stop_reading(database: str, start_stack: StartStack) -> None:
     await stalled_clients(database, start_stack, 1000, LIMIT_MB)
+
+
+async def test_a_huge_row(server: EmbeddedPostgres, start_stack: StartStack) -> None:
+    """It passes, in the stream and in a snapshot. Here memory follows the row: both come as one message each."""
+    await create_tables(server.url)
+    stack = await start_stack(server.url, workers=1, keep_alive=False)
+    reader = BulkReader(stack.url, "small")
+    await reader.follow(0)
+    async with await psycopg.AsyncConnection.connect(server.url) as connection:
+        await connection.execute("INSERT INTO small VALUES (1, 0, repeat('x', %s))", [ROW_BYTES])
+    await insert(server.url, "small", 2, 10)
+    assert await reader.follow(11) == await expected(server.url, "small")
+    assert not reader.refetches
+    print(f"in the stream: {peaks_mb(stack)}")
+    late = BulkReader(stack.url, "small", replica="full")
+    assert await late.follow(11) == await expected(server.url, "small")
+    print(f"in a snapshot: {peaks_mb(stack)}")
+    check_peaks(stack, 65 + 6 * ROW_BYTES // 10**6)
+    assert peaks_mb(stack)["g0"] < LIMIT_MB

@@ -44,6 +44,9 @@ async def stalled_clients(database: str, start_stack: StartStack, count: int, li
     await reader.follow(1000)
     await insert(database, "wide", 1001, 1000)
     await reader.follow(2000)
+    early = reader.offset
+    await insert(database, "wide", 2001, 2)
+    await reader.follow(2002)
     place = f"/v1/shape?table=wide&handle={reader.handle}"
     gateway = stack.pid("g0")
     before = peak_mb(gateway)
@@ -51,16 +54,20 @@ async def stalled_clients(database: str, start_stack: StartStack, count: int, li
         StalledClients(stack.port, count // 2) as snapshots,
         StalledClients(stack.port, count - count // 2) as catchers_up,
         StalledClients(stack.port, count) as pollers,
+        StalledClients(stack.port, 20) as modest,
     ):
+        # 20 kB: more than they take, but little enough for the kernel, which then has to cut them off.
+        await modest.ask(f"{place}&offset={early}")
+        await modest.answered()
         await pollers.ask(f"{place}&offset={reader.offset}&live=true")
         await snapshots.ask(f"{place}&offset=0_0")
         await catchers_up.ask(f"{place}&offset=0_inf")
-        await insert(database, "wide", 2001, 10)
+        await insert(database, "wide", 2003, 10)
         for stalled in (snapshots, catchers_up, pollers):
             await stalled.answered()
-        await reader.follow(2010)
-        assert (await BulkReader(stack.url, "wide").follow(2010)) == await expected(database, "wide")
-        for stalled in (snapshots, catchers_up, pollers):
+        await reader.follow(2012)
+        assert (await BulkReader(stack.url, "wide").follow(2012)) == await expected(database, "wide")
+        for stalled in (snapshots, catchers_up, pollers, modest):
             await stalled.cut(gateway)
     print(f"gateway: {before} MB, then {peak_mb(gateway)} MB")
     async with aiohttp.ClientSession() as session, session.get(f"{stack.url}/v1/health") as response:

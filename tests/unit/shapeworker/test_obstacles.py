@@ -17,11 +17,13 @@ def test_a_full_disk_delays_clients() -> None:
 
 
 def test_a_slow_sync_and_an_end_that_cannot_be_recorded_name_the_shape() -> None:
-    slow, tombstone = of_disk("", ("partitions/07/shapes/1-2", 7.0), {"3-4": "Input/output error"})
+    slow, tombstone = of_disk(
+        "", ("partitions/07/shapes/1-2", 7.0), {"3-4": (9.0, "Input/output error"), "5-6": (1.0, "")}
+    )
     assert slow.text == (
         "the disk has not finished a sync for 7 s, at partitions/07/shapes/1-2; nothing is acknowledged"
     )
-    assert "shape 3-4 cannot be recorded: Input/output error" in tombstone.text
+    assert "shape 3-4 is not recorded for 9 s: Input/output error" in tombstone.text
     assert not slow.delays
     assert not tombstone.delays
 
