@@ -31,6 +31,9 @@ from common.xid import widen
 CREDIT_BYTES = 16 * 1024 * 1024
 """Bytes of frames that may be in flight to one worker."""
 
+CREDIT_TOTAL_BYTES = 128 * 1024 * 1024
+"""The same to all workers together: with many of them each gets less, but a few frames at least."""
+
 RING = 100_000
 """Dispatched transactions remembered for the visibility check of new shapes (engine.md 26.3)."""
 
@@ -40,13 +43,13 @@ class Lane:
 
     __slots__ = ("begun", "credit", "parts", "seq", "size", "tables", "worker")
 
-    def __init__(self, worker: str, tables: set[int]) -> None:
+    def __init__(self, worker: str, tables: set[int], credit: int) -> None:
         self.worker = worker
         self.tables = tables
         self.parts: list[bytes] = []
         self.size = 0
         self.seq = 0
-        self.credit = CREDIT_BYTES
+        self.credit = credit
         self.begun = False
 
 
@@ -86,8 +89,9 @@ class Fanout:
         self._relations.clear()
         self._lanes = {}
         answers, self._answers = self._answers, []
+        credit = max(4 * FRAME_BYTES, min(CREDIT_BYTES, CREDIT_TOTAL_BYTES // max(1, len(feeds))))
         for worker, (partitions, tables) in feeds.items():
-            lane = Lane(worker, set(tables))
+            lane = Lane(worker, set(tables), credit)
             self._lanes[worker] = lane
             self._put(lane, position_record(position, tuple(sorted(partitions))))
         self._route_anew()

@@ -62,11 +62,11 @@ async def stalled_clients(database: str, start_stack: StartStack, count: int, li
         await pollers.ask(f"{place}&offset={reader.offset}&live=true")
         await snapshots.ask(f"{place}&offset=0_0")
         await catchers_up.ask(f"{place}&offset=0_inf")
-        await insert(database, "wide", 2003, 10)
+        await insert(database, "wide", 2003, 24)
         for stalled in (snapshots, catchers_up, pollers):
             await stalled.answered()
-        await reader.follow(2012)
-        assert (await BulkReader(stack.url, "wide").follow(2012)) == await expected(database, "wide")
+        await reader.follow(2026)
+        assert (await BulkReader(stack.url, "wide").follow(2026)) == await expected(database, "wide")
         for stalled in (snapshots, catchers_up, pollers, modest):
             await stalled.cut(gateway)
     print(f"gateway: {before} MB, then {peak_mb(gateway)} MB")
@@ -76,4 +76,4 @@ async def stalled_clients(database: str, start_stack: StartStack, count: int, li
 
 
 async def test_clients_that_stop_reading(database: str, start_stack: StartStack) -> None:
-    await stalled_clients(database, start_stack, 200, 140)
+    await stalled_clients(database, start_stack, 200, 125)

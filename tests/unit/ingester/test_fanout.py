@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from common import messages as m
 from common.messages import FRAME_BYTES, Subscribed, decode_answer
 from common.pgoutput import Relation, RelationColumn
-from ingester.fanout import CREDIT_BYTES, Fanout
+from ingester.fanout import CREDIT_BYTES, CREDIT_TOTAL_BYTES, Fanout
 from tests.unit import pgoutput_messages as build
 
 TABLES = (10, 20, 30)
@@ -178,3 +178,13 @@ def test_an_unsubscribed_worker_gets_commits_only() -> None:
     fanout.flush()
     assert [kind for kind, _, _ in receiver.records("a", 1)] == [m.POSITION, m.COMMIT]
     assert not fanout.wants(10)
+
+
+def test_many_workers_share_what_may_be_in_flight() -> None:
+    fanout = started(Receiver(), {f"w{number}": {10} for number in range(64)})
+    fanout.message(build.begin(2000, 800))
+    sent = 0
+    while not fanout.blocked:
+        fanout.message(build.insert(10, [b"x" * 10_000]))
+        sent += 10_000
+    assert sent * 64 <= CREDIT_TOTAL_BYTES + 64 * FRAME_BYTES
