@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -55,12 +56,23 @@ class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+def connect(path: Path) -> sqlite3.Connection:
+    """The database at ``path``, made if it is missing; every statement commits by itself, no lock is waited for."""
+    return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+
+
 class Catalog:
     """An open, owned catalog. Not for use by two threads at once."""
 
-    def __init__(self, path: Path) -> None:
-        """Open and lock; raises :class:`CatalogLocked` at once if somebody else has it."""
-        self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[Path], sqlite3.Connection] = connect,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Open and lock; raises :class:`CatalogLocked` at once if somebody else has it. ``clock``: nanoseconds."""
+        self._clock = clock
+        self._db = connect(path)
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -121,7 +133,7 @@ class Catalog:
         """A new shape, ``creating``. Returns its handle, which no shape has had before, whatever the clock says."""
         with self._db:
             self._db.execute("BEGIN")
-            created = max(time.time_ns() // 1000, int(self._meta("last_created") or 0) + 1)
+            created = max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)
             self._set_meta("last_created", str(created))
             handle = make_handle(request.hash(), created)
             self._db.execute(

@@ -26,6 +26,7 @@ from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
 from common.remedies import Remedies
 from common.shape import ShapeRequest, partition_of
 from common.shapelog.description import Description, write_description
+from common.shapelog.files import REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
 from common.table import Table, describe, selection
@@ -63,6 +64,7 @@ class Creator:
         subscribe: Callable[[Subscribe], None],
         on_written: Callable[[Shape, Offset], None],
         on_active: Callable[[Shape], None],
+        files: Files = REAL,
     ) -> None:
         """``snapshots``: how many may be read at a time. ``subscribe`` sends the ingester a request for a table."""
         self._settings = settings
@@ -75,6 +77,7 @@ class Creator:
         self._subscribe = subscribe
         self._on_written = on_written
         self._on_active = on_active
+        self._files = files
         self._snapshots = Snapshots(
             settings.pooled_database_url, threads=snapshots, prefer_ipv6=settings.database_use_ipv6
         )
@@ -169,7 +172,7 @@ class Creator:
         shape.started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._holdings.add(shape)
         try:
-            shape.log = LogWriter.create(shape.directory, self._settings.chunk_bytes)
+            shape.log = LogWriter.create(shape.directory, self._settings.chunk_bytes, self._files)
         except OSError as error:
             self._endings.end(shape, f"its files cannot be made: {error.strerror}")
             raise _try_again() from error
@@ -253,7 +256,7 @@ class Creator:
     async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:
         assert shape.log is not None
         plan = SnapshotPlan(shape.table, shape.selected, shape.request.columns is not None, shape.request.log, unseen)
-        sink = SnapshotWriter(shape.directory, self._settings.chunk_bytes, shape.log.header)
+        sink = SnapshotWriter(shape.directory, self._settings.chunk_bytes, shape.log.header, self._files)
 
         def on_started(snapshot: Snapshot, filter_until: int) -> bool:
             if shape.life is Life.ENDED:
@@ -291,7 +294,7 @@ class Creator:
         def settle() -> None:
             log_writer.sync()
             # Now that all it promises is on the disk.
-            write_description(shape.directory, description)
+            write_description(shape.directory, description, self._files)
 
         await loop.run_in_executor(None, settle)
         if shape.life is Life.ENDED:

@@ -14,7 +14,7 @@ import structlog
 
 from shapeworker.apply import Applier
 from shapeworker.holdings import Holdings
-from shapeworker.partition import Partition, mark_ended
+from shapeworker.partition import Partition
 from shapeworker.shape import Life, Shape
 from shapeworker.sync import Syncer
 
@@ -87,7 +87,7 @@ class Endings:
         finally:
             tombstone.set_result(None)
         # Through the open log if there is one: it keeps the header, and would write its own copy over the mark.
-        marked = partial(mark_ended, shape.directory) if shape.log is None else shape.log.mark_ended
+        marked = partial(partition.mark_ended, shape.handle) if shape.log is None else shape.log.mark_ended
         await self._insist(marked, shape)
         self.unmarked[shape.partition] -= 1
         self._on_ended(shape, reason)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from common.shapelog.files import REAL, Files
 from common.shapelog.writer import LogWriter
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Life, Shape
@@ -26,11 +27,17 @@ class OpenLogs:
     """Opens and recovers logs; closes those that were not needed for longest."""
 
     def __init__(
-        self, holdings: Holdings, chunk_bytes: int, on_unsynced: Callable[[LogWriter], None], limit: int | None = None
+        self,
+        holdings: Holdings,
+        chunk_bytes: int,
+        on_unsynced: Callable[[LogWriter], None],
+        limit: int | None = None,
+        files: Files = REAL,
     ) -> None:
         """``on_unsynced(log)``: recovery kept transactions that are perhaps not on the disk yet; they count."""
         self._holdings = holdings
         self._chunk_bytes = chunk_bytes
+        self._files = files
         self._on_unsynced = on_unsynced
         self._limit = min(LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE) if limit is None else limit
         self._open: OrderedDict[str, Shape] = OrderedDict()
@@ -42,7 +49,8 @@ class OpenLogs:
                 self._keep(shape)
             return
         # All below the acknowledged position is durable; the position itself is exclusive.
-        shape.log = LogWriter.open(shape.directory, self._chunk_bytes, max(0, self._holdings.acknowledged - 1))
+        acknowledged = max(0, self._holdings.acknowledged - 1)
+        shape.log = LogWriter.open(shape.directory, self._chunk_bytes, acknowledged, self._files)
         if shape.log.unsynced:
             self._on_unsynced(shape.log)
         self._keep(shape)

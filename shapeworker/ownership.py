@@ -43,6 +43,7 @@ class Ownership:
         on_held: Callable[[int], None],
         on_release: Callable[[int], None],
         on_blocked: Callable[[tuple[int, ...], str], None],
+        open_partition: Callable[[Path, int, int], tuple[Partition, list[ShapeRow]]] = open_partition,
     ) -> None:
         """``on_held(version)``: the worker now holds exactly what this assignment says. ``on_release(partition)``: from
         now on it is not this worker's. ``on_blocked(partitions, reason)``: these cannot be taken yet."""
@@ -55,6 +56,7 @@ class Ownership:
         self._on_held = on_held
         self._on_release = on_release
         self._on_blocked = on_blocked
+        self._open_partition = open_partition
         self._wanted: Assign | None = None
         self._wake = asyncio.Event()
 
@@ -148,7 +150,7 @@ class Ownership:
         """Take one partition; returns what is in the way, nothing if it is ours now."""
         try:
             partition, rows = await asyncio.get_running_loop().run_in_executor(
-                self._disk, open_partition, self._storage, number, assignment.generation
+                self._disk, self._open_partition, self._storage, number, assignment.generation
             )
         except CatalogLocked as locked:
             return f"another process still holds them; fuser -v {locked} names it"

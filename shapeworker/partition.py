@@ -6,11 +6,12 @@ Functions here block on the disk and run in a thread; what they return is handed
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from common.shapelog.files import REAL, UPDATE
+from common.shapelog.files import REAL, UPDATE, Files
 from common.shapelog.header import HeaderFile
 from common.shapelog.layout import INDEX_NAME, DamagedLog
 from common.shapelog.trash import empty_trash, retire
@@ -22,10 +23,11 @@ log = structlog.get_logger()
 class Partition:
     """An owned partition: its catalog and where its files are."""
 
-    def __init__(self, number: int, directory: Path, catalog: Catalog) -> None:
+    def __init__(self, number: int, directory: Path, catalog: Catalog, files: Files = REAL) -> None:
         self.number = number
         self.directory = directory
         self.catalog = catalog
+        self._files = files
 
     @property
     def trash(self) -> Path:
@@ -36,23 +38,45 @@ class Partition:
         """Where a shape's files are."""
         return self.directory / "shapes" / handle
 
+    def mark_ended(self, handle: str) -> None:
+        """Tell everybody who reads the shape that it is over; one that cannot be read is over, too."""
+        files = self._files
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedLog), contextlib.ExitStack() as opened:
+            index = files.open(self.shape_directory(handle) / INDEX_NAME, UPDATE)
+            opened.callback(files.close, index)
+            header = HeaderFile.load(files, index)
+            opened.pop_all()
+            try:
+                header.mark_ended()
+            finally:
+                header.close()
+
+    def retire(self, handle: str) -> None:
+        """Tell readers and move the files away."""
+        self.mark_ended(handle)
+        retire(self.shape_directory(handle), self.trash, self._files)
+
     def bury(self, handle: str) -> None:
         """Second half of a shape's end, after its tombstone: tell readers, move the files away, forget it."""
-        directory = self.shape_directory(handle)
-        mark_ended(directory)
-        retire(directory, self.trash)
+        self.retire(handle)
         self.catalog.forget(handle)
 
     def sweep(self) -> int:
         """Remove the files of dead shapes for good. Needs no catalog, so any thread may do it."""
-        return empty_trash(self.trash)
+        return empty_trash(self.trash, self._files)
 
     def close(self) -> None:
         """Give the partition back."""
         self.catalog.close()
 
 
-def open_partition(storage: Path, number: int, generation: int) -> tuple[Partition, list[ShapeRow]]:
+def open_partition(
+    storage: Path,
+    number: int,
+    generation: int,
+    files: Files = REAL,
+    open_catalog: Callable[[Path], Catalog] = Catalog,
+) -> tuple[Partition, list[ShapeRow]]:
     """Take the partition and return it with its active shapes; raises ``CatalogLocked`` while somebody else has it.
 
     Shapes that were being created when their worker died, shapes of another generation, and directories without a
@@ -60,9 +84,10 @@ def open_partition(storage: Path, number: int, generation: int) -> tuple[Partiti
     """
     directory = storage / "partitions" / f"{number:02d}"
     shapes = directory / "shapes"
-    for path in (shapes, directory / "trash"):
-        path.mkdir(parents=True, exist_ok=True)
-    partition = Partition(number, directory, Catalog(directory / "catalog.sqlite3"))
+    for path in (directory.parent, directory, shapes, directory / "trash"):
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(path)
+    partition = Partition(number, directory, open_catalog(directory / "catalog.sqlite3"), files)
     try:
         catalog = partition.catalog
         if catalog.generation != generation:
@@ -71,7 +96,7 @@ def open_partition(storage: Path, number: int, generation: int) -> tuple[Partiti
         for row in catalog.rows():
             if row.state == CREATING:
                 catalog.end(row.handle, "its worker stopped before it was complete")
-            if row.state == ACTIVE and partition.shape_directory(row.handle).is_dir():
+            if row.state == ACTIVE and _is_directory(files, partition.shape_directory(row.handle)):
                 active.append(row)
                 continue
             if row.state == ACTIVE:
@@ -79,10 +104,9 @@ def open_partition(storage: Path, number: int, generation: int) -> tuple[Partiti
                 catalog.end(row.handle, "its files are missing")
             partition.bury(row.handle)
         known = {row.handle for row in active}
-        for orphan in shapes.iterdir():
-            if orphan.name not in known:
-                mark_ended(orphan)
-                retire(orphan, partition.trash)
+        for name in files.listdir(shapes):
+            if name not in known:
+                partition.retire(name)
         with contextlib.suppress(OSError):
             partition.sweep()  # what cannot be removed now is tried again every few seconds
     except BaseException:
@@ -91,14 +115,8 @@ def open_partition(storage: Path, number: int, generation: int) -> tuple[Partiti
     return partition, active
 
 
-def mark_ended(directory: Path) -> None:
-    """Tell everybody who reads the shape in this directory that it is over; one that cannot be read is over, too."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedLog), contextlib.ExitStack() as opened:
-        index = REAL.open(directory / INDEX_NAME, UPDATE)
-        opened.callback(REAL.close, index)
-        header = HeaderFile.load(REAL, index)
-        opened.pop_all()
-        try:
-            header.mark_ended()
-        finally:
-            header.close()
+def _is_directory(files: Files, path: Path) -> bool:
+    try:
+        return files.is_directory(path)
+    except FileNotFoundError:
+        return False

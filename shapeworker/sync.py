@@ -50,7 +50,7 @@ class Syncer:
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._interval = interval
-        self._dirty: set[Log] = set()
+        self._dirty: dict[Log, None] = {}  # a set that keeps the order, so that simulations repeat
         self._obstacles: set[asyncio.Future[None]] = set()
         self._syncing: tuple[Log | None, float] | None = None
         self._run = 0
@@ -71,7 +71,7 @@ class Syncer:
 
     def dirty(self, log: Log) -> None:
         """The log has bytes that count and are not known to be durable."""
-        self._dirty.add(log)
+        self._dirty[log] = None
         self._wake.set()
 
     def wait_for(self, obstacle: asyncio.Future[None]) -> None:
@@ -87,7 +87,7 @@ class Syncer:
 
     async def quiet(self, log: Log) -> None:
         """Wait until no batch touches the log any more; it is not synced again. For closing it."""
-        self._dirty.discard(log)
+        self._dirty.pop(log, None)
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -102,7 +102,7 @@ class Syncer:
         """One batch, unless there is nothing to do."""
         if self._dirty or self._obstacles or self.durable < self.applied:
             run, cut = self._run, self.applied
-            batch, self._dirty = self._dirty, set()
+            batch, self._dirty = self._dirty, {}
             obstacles = list(self._obstacles)
             if batch:
                 self._idle.clear()
@@ -128,13 +128,13 @@ class Syncer:
         """Release the thread."""
         self._thread.shutdown(wait=True)
 
-    def _sync(self, batch: set[Log]) -> list[tuple[Log, OSError]]:
+    def _sync(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
         try:
             return self._sync_all(batch)
         finally:
             self._syncing = None
 
-    def _sync_all(self, batch: set[Log]) -> list[tuple[Log, OSError]]:
+    def _sync_all(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
         if len(batch) >= MANY and _syncfs is not None:
             # What it has written the syncs below find clean; what it could not, they report.
             self._syncing = None, time.monotonic()

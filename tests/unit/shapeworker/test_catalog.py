@@ -46,16 +46,14 @@ def test_an_ended_shape_never_becomes_active_and_is_forgotten_only_then(path: Pa
     assert catalog.rows() == []
 
 
-def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog = Catalog(path)
-    monkeypatch.setattr("time.time_ns", lambda: 2_000_000_000)
+def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path) -> None:
+    catalog = Catalog(path, clock=lambda: 2_000_000_000)
     handles = [catalog.create(REQUEST, TABLE, ("id",)) for _ in range(3)]
     for handle in handles:
         catalog.end(handle, "")
         catalog.forget(handle)
     catalog.close()
-    monkeypatch.setattr("time.time_ns", lambda: 1_000_000_000)
-    handles.append(Catalog(path).create(REQUEST, TABLE, ("id",)))
+    handles.append(Catalog(path, clock=lambda: 1_000_000_000).create(REQUEST, TABLE, ("id",)))
     assert len(set(handles)) == 4
 
 
