@@ -82,6 +82,9 @@ class Catalog:
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
             self._db.execute("COMMIT")
+            # What a process left that died before its sync is seen, but perhaps in the page cache only. It counts from
+            # now on, so it has to reach the disk first.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
             self._db.close()
             if "locked" in str(error) or "busy" in str(error):

@@ -213,7 +213,7 @@ class Creator:
             unseen = await self._subscribed(shape)
             await self._snapshot(shape, unseen)
             await self._activate(shape)
-        except (CannotCreate, SnapshotFailed, OSError, Stopped) as error:
+        except (CannotCreate, SnapshotFailed, OSError, sqlite3.Error, Stopped) as error:
             refusal = error if isinstance(error, CannotCreate) else _refusal(error)
             if isinstance(error, SnapshotFailed) and error.remedy:
                 self._remedies.offer(error.message, error.remedy)

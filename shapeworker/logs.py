@@ -62,7 +62,8 @@ class OpenLogs:
             self._close_oldest()
 
     def _close_oldest(self) -> None:
-        for handle, shape in list(itertools.islice(self._open.items(), LOOK)):
+        # Not the one that is being opened, which is in use only from now on.
+        for handle, shape in list(itertools.islice(self._open.items(), min(LOOK, len(self._open) - 1))):
             if len(self._open) <= self._limit:
                 return
             if shape.log is None or shape.life is Life.ENDED:

@@ -87,6 +87,9 @@ def open_partition(
     for path in (directory.parent, directory, shapes, directory / "trash"):
         with contextlib.suppress(FileExistsError):
             files.mkdir(path)
+    # What is in them is durable only if they are. Also if they were there: perhaps their maker died before this.
+    for path in (storage, directory.parent, directory):
+        files.sync_directory(path)
     partition = Partition(number, directory, open_catalog(directory / "catalog.sqlite3"), files)
     try:
         catalog = partition.catalog

@@ -54,6 +54,7 @@ class Syncer:
         self._obstacles: set[asyncio.Future[None]] = set()
         self._syncing: tuple[Log | None, float] | None = None
         self._run = 0
+        self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,6 +101,11 @@ class Syncer:
 
     async def flush(self) -> None:
         """One batch, unless there is nothing to do."""
+        # One at a time: a second one would find no log dirty while the first still waits for the disk.
+        async with self._turn:
+            await self._flush()
+
+    async def _flush(self) -> None:
         if self._dirty or self._obstacles or self.durable < self.applied:
             run, cut = self._run, self.applied
             batch, self._dirty = self._dirty, {}

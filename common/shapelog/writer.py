@@ -260,12 +260,15 @@ class LogWriter:
         return last
 
     def abort(self) -> None:
-        """Drop the open transaction with everything that was written of it. Raises ``OSError``; it is dropped all the
-        same, only the file keeps bytes that nobody looks at."""
+        """Drop the open transaction with everything that was written of it.
+
+        If the disk refuses, the file keeps bytes that nobody looks at, and the next transaction overwrites them.
+        """
         written, self._held = self._written, None
         self._forget()
         if self._log and written > self._end:
-            self._files.ftruncate(self._log.fd, self._end)
+            with contextlib.suppress(OSError):
+                self._files.ftruncate(self._log.fd, self._end)
 
     def mark_ended(self) -> None:
         """Tell every reader, on its next request, that the shape is gone. Raises ``OSError``."""
@@ -301,8 +304,7 @@ class LogWriter:
 
     def close(self) -> None:
         """Close the files; an open transaction is dropped, nothing is synced. May be repeated; waits for no sync."""
-        with contextlib.suppress(OSError):
-            self.abort()
+        self.abort()
         self.header.close()
         if self._log is not None:
             self._log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,18 @@ def test_another_format_is_refused(path: Path) -> None:
     catalog.close()
     with pytest.raises(RuntimeError, match="format 99"):
         Catalog(path)
+
+
+def test_what_a_dead_owner_left_unsynced_is_on_the_disk_before_it_counts(path: Path) -> None:
+    """It is in the WAL, perhaps only in the page cache; opening moves it to the database, which waits for the disk."""
+    owner = Catalog(path)
+    handle = owner.create(REQUEST, TABLE, ("id",))
+    left = path.with_name("left.sqlite3")
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{path}{suffix}", f"{left}{suffix}")
+    assert left.with_name("left.sqlite3-wal").stat().st_size > 0
+    catalog = Catalog(left)
+    assert [row.handle for row in catalog.rows()] == [handle]
+    assert left.with_name("left.sqlite3-wal").stat().st_size == 0
+    catalog.close()
+    owner.close()

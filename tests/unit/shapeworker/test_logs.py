@@ -88,3 +88,16 @@ def test_a_log_that_cannot_be_saved_is_told(tmp_path: Path, logs: OpenLogs) -> N
     (shape.directory / "log.index").write_bytes(b"x" * 64)
     with pytest.raises(DamagedLog):
         logs.open(shape)
+
+
+def test_the_log_that_is_being_opened_stays_open_when_all_others_are_in_use(tmp_path: Path, logs: OpenLogs) -> None:
+    for _ in range(LIMIT):
+        shape = complete(tmp_path)
+        logs.open(shape)
+        shape.enter(1, 1000, 7)
+    shape = complete(tmp_path)
+    assert shape.log is not None
+    shape.log.close()
+    shape.log = None
+    logs.open(shape)
+    assert shape.log is not None

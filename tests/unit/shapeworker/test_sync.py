@@ -161,3 +161,19 @@ async def test_a_batch_that_was_cancelled_is_not_taken_for_done(watch: Watch) ->
     await flushing
     assert watch.durable == [150]
     assert log.syncs == 2
+
+
+async def test_a_second_flush_waits_for_the_first(watch: Watch) -> None:
+    """A worker that stops flushes while its syncer does: what is in the other's batch is not durable yet."""
+    log = FakeLog()
+    log.go.clear()
+    watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    first = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(watch.syncer.flush())
+    await asyncio.sleep(0.05)
+    assert watch.durable == []
+    log.go.set()
+    await asyncio.gather(first, second)
+    assert watch.durable == [150]
