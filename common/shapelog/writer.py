@@ -59,6 +59,7 @@ class LogWriter:
         "_index_end",
         "_log",
         "_lsn",
+        "_named",
         "_open_closed",
         "_open_running",
         "_pieces",
@@ -81,8 +82,10 @@ class LogWriter:
         header: HeaderFile,
         log: SyncedFile | None,
         end: LogEnd,
-        created: int,
+        *,
+        created: bool,
     ) -> None:
+        """For :meth:`create` and :meth:`open`. ``created``: names were made that are not known to be on the disk."""
         self.header = header
         self.last = end.last
         self.unsynced = end.unsynced
@@ -91,9 +94,11 @@ class LogWriter:
         self._files = files
         self._log = log
         # Names made, and how many of them are known to be on the disk: two counters, so that the loop may go on making
-        # names while another thread syncs.
-        self._created = created
+        # names while another thread syncs. That of log.json counts as made at its first use, unless it is known: who
+        # made it may have died before he synced it.
+        self._created = int(created)
         self._created_synced = 0
+        self._named = end.named
         # The committed state.
         self._end = end.end
         self._running = end.running
@@ -129,7 +134,7 @@ class LogWriter:
         except BaseException:
             files.close(fd)
             raise
-        return cls(directory, chunk_bytes, files, header, None, EMPTY, created=1)
+        return cls(directory, chunk_bytes, files, header, None, EMPTY, created=True)
 
     @classmethod
     def open(cls, directory: Path, chunk_bytes: int, acknowledged: int, files: Files = REAL) -> LogWriter:
@@ -157,7 +162,7 @@ class LogWriter:
             if log and end.unsynced:
                 log.dirty = header.file.dirty = True
             on_error.pop_all()
-        return cls(directory, chunk_bytes, files, header, log, end, created=int(end.unsynced))
+        return cls(directory, chunk_bytes, files, header, log, end, created=end.unsynced)
 
     def append(self, lsn: int, ops: list[int], lines: list[bytes]) -> None:
         """Add entries to the transaction that commits at ``lsn``, opening it if need be.
@@ -362,6 +367,8 @@ class LogWriter:
         log = self._log
         if log is None:
             log = self._log = SyncedFile(self._files, self._files.open(self._directory / LOG_NAME, CREATE))
+        if not self._named:
+            self._named = True
             self._created += 1
         return log
 

@@ -40,12 +40,14 @@ class Truncation(NamedTuple):
 class File:
     """A file: what processes see, what is on the disk for certain, and what was done since."""
 
-    __slots__ = ("data", "durable", "pending")
+    __slots__ = ("data", "durable", "lost", "pending")
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.durable = bytearray()
         self.pending: list[Write | Truncation] = []
+        self.lost = False
+        """A sync has failed: processes may see what is not on the disk and never will be."""
 
     def change(self, change: Write | Truncation) -> None:
         """A change that processes see at once."""
@@ -203,7 +205,7 @@ class Disk:
             seen.add(id(node))
             if isinstance(node, File):
                 node.settle(random)
-                node.data = bytearray(node.durable)
+                node.data, node.lost = bytearray(node.durable), False
                 continue
             for moment, name, child in node.pending:
                 if survives(moment):
@@ -290,6 +292,8 @@ class Process:
             raise IsADirectoryError(errno.EISDIR, "Is a directory", text)
         if dies:
             self._die()
+        if node.lost and flags != os.O_RDONLY and self.disk.random.random() < 0.5:
+            node.data, node.lost = bytearray(node.durable), False
         fd = next(self.disk.descriptors)
         self._open[fd] = node
         return fd
@@ -344,10 +348,9 @@ class Process:
         if self.bad_syncs:
             self.bad_syncs -= 1
             self.faults += 1
-            # As Linux does: the pages count as clean from now on, and may be read anew from the disk.
+            # As Linux does: the pages count as clean from now on, and may be dropped and read anew (when opened).
             file.settle(self.disk.random)
-            if self.disk.random.random() < 0.5:
-                file.data = bytearray(file.durable)
+            file.lost = file.data != file.durable
             raise OSError(errno.EIO, "Input/output error")
         file.sync()
         if dies:

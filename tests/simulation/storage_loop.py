@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 from asyncio import events
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 
 class Job(NamedTuple):
@@ -20,8 +21,8 @@ class Job(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class Loop(asyncio.AbstractEventLoop):
-    """Enough of an event loop for code that has no sockets. ``on_error`` is told what no task caught."""
+class Loop:
+    """What asyncio asks of a loop when there are no sockets. ``on_error`` is told what no task caught."""
 
     def __init__(self, on_error: Callable[[dict[str, Any]], None]) -> None:
         self.now = 0.0
@@ -32,13 +33,14 @@ class Loop(asyncio.AbstractEventLoop):
         self._on_error = on_error
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
+        self._self = cast(asyncio.AbstractEventLoop, self)
 
     # ---- turning it
 
     def turn(self) -> None:
         """Run the callbacks that are ready now."""
         outer = events._get_running_loop()
-        events._set_running_loop(self)
+        events._set_running_loop(self._self)
         try:
             for _ in range(len(self.ready)):
                 handle = self.ready.popleft()
@@ -50,7 +52,7 @@ class Loop(asyncio.AbstractEventLoop):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call it as the loop would."""
         outer = events._get_running_loop()
-        events._set_running_loop(self)
+        events._set_running_loop(self._self)
         try:
             return function(*arguments)
         finally:
@@ -102,10 +104,8 @@ class Loop(asyncio.AbstractEventLoop):
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                try:
-                    task.get_coro().close()  # type: ignore[union-attr]
-                except BaseException:  # noqa: BLE001, S110 - clean-up of a dead process
-                    pass
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()
         self.ready.clear()
         self._timers.clear()
 
@@ -124,15 +124,15 @@ class Loop(asyncio.AbstractEventLoop):
         return False
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self._self)
 
     def create_task(self, coro: Any, *, name: Any = None, context: Context | None = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self._self, name=name)
         self.tasks.append(task)
         return task
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = asyncio.Handle(callback, args, self._self, context)
         self.ready.append(handle)
         return handle
 
@@ -145,7 +145,7 @@ class Loop(asyncio.AbstractEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = asyncio.TimerHandle(when, callback, args, self._self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
 

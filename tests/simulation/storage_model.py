@@ -40,6 +40,8 @@ PROJECTIONS = {
 }
 RELATION_RECORDS = tuple(m.relation_record((), build.relation(relation)) for relation in RELATIONS)
 
+SNAPSHOT_END_LINE = b'{"headers":{"control":"snapshot-end"}}'
+
 Record = tuple[int, int, bytes]
 
 
@@ -154,7 +156,7 @@ class ShapeModel:
         start = entries[first - 1][1] if first else 0
         return bytes(self.log[start : entries[end - 1][1]]), entries[end - 1][0]
 
-    def snapshot_chunks(self, end_line: bytes) -> list[bytes]:
+    def snapshot_chunks(self) -> list[bytes]:
         """The snapshot's files (http-api.md 12.2)."""
         chunks, chunk, total = [], b"", 0
         for row in self.rows:
@@ -163,7 +165,7 @@ class ShapeModel:
             if total >= self.chunk_bytes:
                 chunks.append(chunk)
                 chunk, total = b"", 0
-        return [*chunks, chunk + end_line + b",\n"]
+        return [*chunks, chunk + SNAPSHOT_END_LINE + b",\n"]
 
 
 def rows(random: Random) -> Iterator[bytes]:

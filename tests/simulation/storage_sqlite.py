@@ -89,8 +89,9 @@ class _Vfs(apsw.VFS):
     def xGetLastError(self) -> tuple[int, str]:
         return 0, ""
 
-    def excepthook(self, *_: object) -> None:
-        """A dead process has nobody to tell."""
+    def excepthook(self, *_: object) -> bool:
+        """What SQLite could not pass on: nobody needs to see it, the statement has failed."""
+        return True
 
 
 class _Opened:
@@ -151,8 +152,9 @@ class _Opened:
     def xClose(self) -> None:
         self._process.close(self._fd)
 
-    def excepthook(self, *_: object) -> None:
-        """A dead process has nobody to tell."""
+    def excepthook(self, *_: object) -> bool:
+        """What SQLite could not pass on: nobody needs to see it, the statement has failed."""
+        return True
 
 
 _vfs = _Vfs()

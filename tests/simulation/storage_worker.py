@@ -8,12 +8,11 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from common.lsn import Offset
 from common.messages import Assign, Subscribe, Subscribed
 from common.shape import ShapeRequest
-from common.shapelog.writer import LogWriter
 from common.table import Table
 from common.xid import Snapshot
 from shapeworker.apply import Applier, StorageFull
@@ -25,19 +24,17 @@ from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
 from shapeworker.partition import Partition, open_partition
 from shapeworker.shape import Shape
-from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, SnapshotSink, Snapshots, SnapshotTaken
+from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots, SnapshotSink, SnapshotTaken
 from shapeworker.snapshot_connection import Stopped
 from shapeworker.sync import Log, Syncer
 from tests.simulation.storage_disk import Process
 from tests.simulation.storage_loop import Loop
-from tests.simulation.storage_model import RELATION_RECORDS, TABLES, Transaction, records
+from tests.simulation.storage_model import RELATION_RECORDS, SNAPSHOT_END_LINE, TABLES, Transaction, records
+from tests.simulation.storage_oracle import STORAGE, Oracle
 from tests.simulation.storage_sqlite import connector
 
-STORAGE = Path("/storage")
-SNAPSHOT_END_LINE = b'{"headers":{"control":"snapshot-end"}}'
 
-
-class Facts(Protocol):
+class Facts(NamedTuple):
     """What a snapshot finds in the database."""
 
     snapshot: Snapshot
@@ -46,59 +43,48 @@ class Facts(Protocol):
 
 
 class World(Protocol):
-    """What a worker meets and who watches it."""
+    """What a worker meets: a database, an ingester, a clock."""
 
     history: list[Transaction]
     acknowledged: int
     chunk_bytes: int
 
     def clock(self) -> int: ...
-    def created(self, handle: str) -> None: ...
-    def activating(self, handle: str) -> None: ...
-    def activated(self, handle: str) -> None: ...
-    def ending(self, handle: str, reason: str) -> None: ...
-    def tombstoned(self, handle: str) -> None: ...
-    def starting_generation(self, number: int) -> None: ...
-    def generation_started(self, number: int) -> None: ...
-    def opened(self, number: int, rows: list[ShapeRow]) -> None: ...
-    def ended(self, handle: str) -> None: ...
-    def log_opened(self, shape: Shape) -> None: ...
-    def applied(self, lsn: int) -> None: ...
-    def durable(self, lsn: int) -> None: ...
+    def dispatched(self, place: int) -> None: ...
     def take(self, handle: str, oid: int) -> Facts: ...
     def fails(self) -> bool: ...
-    def problem(self, text: str) -> None: ...
 
 
 class _WatchedCatalog(Catalog):
-    """Tells the world what is about to be durable, and what is."""
+    """Tells the oracle what is about to be durable, and what is."""
 
-    def __init__(self, world: World, process: Process, path: Path) -> None:
-        self._world = world
+    def __init__(self, world: World, oracle: Oracle, process: Process, path: Path) -> None:
+        self._oracle = oracle
         self._number = int(path.parent.name)
         super().__init__(path, connector(process), world.clock)
+        oracle.catalog_opened(self._number, self.rows())
 
     def start_generation(self, generation: int, reason: str) -> None:
-        self._world.starting_generation(self._number)
+        self._oracle.starting_generation(self._number)
         super().start_generation(generation, reason)
-        self._world.generation_started(self._number)
+        self._oracle.generation_started(self._number)
 
     def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:
         handle = super().create(request, table, selected)
-        self._world.created(handle)
+        self._oracle.created(handle)
         return handle
 
     def activate(self, handle: str, snapshot: Snapshot, filter_until: int) -> bool:
-        self._world.activating(handle)
+        self._oracle.activating(handle)
         active = super().activate(handle, snapshot, filter_until)
         if active:
-            self._world.activated(handle)
+            self._oracle.activated(handle)
         return active
 
     def end(self, handle: str, reason: str) -> None:
-        self._world.ending(handle, reason)
+        self._oracle.ending(handle, reason)
         super().end(handle, reason)
-        self._world.tombstoned(handle)
+        self._oracle.tombstoned(handle)
 
 
 class _Snapshots:
@@ -157,7 +143,7 @@ class _Creator(Creator):
 class Worker:
     """The parts of ``shapeworker.main.Worker`` and the calls between them, as there."""
 
-    def __init__(self, world: World, process: Process, open_logs: int) -> None:
+    def __init__(self, world: World, oracle: Oracle, process: Process, open_logs: int, partitions: int) -> None:
         self.process = process
         self.loop = Loop(self._on_error)
         self.held_version = 0
@@ -165,12 +151,14 @@ class Worker:
         self.full = False
         self.subscriptions: list[Subscribe] = []
         self._world = world
+        self._oracle = oracle
+        self._partitions = partitions
         self._next = 0
         self._record = 0
         self._streaming = False
         disk = cast(Executor, object())
         self.holdings = Holdings()
-        self.syncer = Syncer(STORAGE, world.durable, self._on_sync_failure)
+        self.syncer = Syncer(STORAGE, self._on_durable, self._on_sync_failure)
         self.logs = OpenLogs(self.holdings, world.chunk_bytes, self.syncer.dirty, open_logs, process)
         self.applier = Applier(self, self.open_log)
         self.endings = Endings(self.holdings, self.applier, self.syncer, disk, self._on_ended)
@@ -268,11 +256,6 @@ class Worker:
         """Whether there is something to feed."""
         return self._streaming and (self._next < len(self._world.history) or bool(self.subscriptions))
 
-    @property
-    def delivered(self) -> int:
-        """How many transactions the stream has brought, the one that is passing included."""
-        return self._next + bool(self._record)
-
     def feed(self) -> None:
         """One more record of the stream."""
         if not self.streams:
@@ -291,6 +274,7 @@ class Worker:
             self._streaming = False
             self.applier.restart()
             return
+        self._world.dispatched(self._next)
         self._record += 1
         if self._record == len(transaction.records):
             self._next, self._record = self._next + 1, 0
@@ -302,7 +286,7 @@ class Worker:
         new = shape.log is None
         self.logs.open(shape)
         if new:
-            self._world.log_opened(shape)
+            self._oracle.log_opened(shape)
 
     def written(self, shape: Shape, end: Offset) -> None:
         if shape.durable and shape.log is not None:
@@ -313,7 +297,12 @@ class Worker:
 
     def committed(self, lsn: int) -> None:
         self.syncer.commit(lsn)
-        self._world.applied(lsn)
+        self._oracle.applied(lsn, [shape for shape in self.holdings if shape.partition in self.fed])
+
+    def _on_durable(self, lsn: int) -> None:
+        # The ingester takes the minimum over all partitions.
+        if len(self.fed) == self._partitions:
+            self._oracle.durable(lsn)
 
     def _on_sync_failure(self, failed: Log, error: OSError) -> None:
         for shape in self.holdings:
@@ -321,7 +310,7 @@ class Worker:
                 self.endings.end(shape, f"its log cannot be synced: {error.strerror}")
 
     def _on_ended(self, shape: Shape, reason: str) -> None:
-        self._world.ended(shape.handle)
+        self._oracle.ended(shape.handle)
 
     def _on_held(self, version: int) -> None:
         self.held_version = version
@@ -329,14 +318,12 @@ class Worker:
 
     def _open_partition(self, storage: Path, number: int, generation: int) -> tuple[Partition, list[ShapeRow]]:
         partition, rows = open_partition(
-            storage, number, generation, self.process, partial(_WatchedCatalog, self._world, self.process)
+            storage, number, generation, self.process, partial(_WatchedCatalog, self._world, self._oracle, self.process)
         )
-        self._world.opened(number, rows)
+        self._oracle.opened(number, rows)
         return partition, rows
 
     def _on_error(self, context: dict[str, Any]) -> None:
         if not self.process.dead:
             error = context.get("exception")
-            self._world.problem(f"{context.get('message')}: {type(error).__name__}: {error}")
-
-
+            self._oracle.problem(f"{context.get('message')}: {type(error).__name__}: {error}")

@@ -12,7 +12,15 @@ import pytest
 from common.lsn import SNAPSHOT_END, Offset
 from common.shapelog import DamagedLog, LogWriter
 from common.shapelog.layout import BOUNDARY, COMMIT, HEADER_SIZE, RECORD_SIZE, decode_record, encode_record
-from tests.unit.common.test_shapelog_model import Transaction, check_reader, entry, files_of, model_of, write
+from tests.unit.common.test_shapelog_model import (
+    Transaction,
+    WatchedFiles,
+    check_reader,
+    entry,
+    files_of,
+    model_of,
+    write,
+)
 
 CHUNK_BYTES = 700
 
@@ -213,3 +221,26 @@ def test_recovered_log_becomes_durable_by_a_sync(sample: Sample) -> None:
     assert not clean.unsynced
     assert not clean.dirty
     clean.close()
+
+
+def test_name_of_a_log_that_a_dead_writer_made_is_synced_before_anything_in_it_counts(tmp_path: Path) -> None:
+    dead = LogWriter.create(tmp_path / "shape", CHUNK_BYTES)
+    dead.sync()
+    dead.append(10, [0, 1], [entry(10, 0), entry(10, 1)])
+    dead.flush()
+    files = WatchedFiles()
+    writer = LogWriter.open(tmp_path / "shape", CHUNK_BYTES, 0, files)
+    assert not writer.dirty
+    write(writer, TRANSACTIONS[0])
+    writer.sync()
+    assert files.events == [
+        "sync log.json",
+        "sync log.index",
+        "sync directory shape",
+        f"sync directory {tmp_path.name}",
+    ]
+    write(writer, TRANSACTIONS[1])
+    writer.sync()
+    assert files.events[4:] == ["sync log.json", "sync log.index"]
+    writer.close()
+    dead.close()

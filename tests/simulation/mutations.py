@@ -1,0 +1,138 @@
+"""Does the storage simulation find what it is for? Breaks the product in one place at a time, in a copy, and looks.
+
+python -m tests.simulation.mutations [--seeds 2000] [--only WORD]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+class Mutation(NamedTuple):
+    """What is broken, in words, and how: this text of the file becomes that one."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+WRITER, RECOVERY = "common/shapelog/writer.py", "common/shapelog/recovery.py"
+SNAPSHOT, READER = "common/shapelog/snapshot.py", "common/shapelog/reader.py"
+PARTITION, CATALOG, ENDINGS = "shapeworker/partition.py", "shapeworker/catalog.py", "shapeworker/endings.py"
+CREATION, SYNC, LOGS = "shapeworker/creation.py", "shapeworker/sync.py", "shapeworker/logs.py"
+
+MUTATIONS: Final = (
+    Mutation(
+        "records before bytes",
+        WRITER,
+        """            write_all(files, log.fd, data, self._written)
+            write_all(files, index.fd, records, self._index_end)
+""",
+        """            write_all(files, index.fd, records, self._index_end)
+            write_all(files, log.fd, data, self._written)
+""",
+    ),
+    Mutation("bytes are not synced", WRITER, "            log.sync()\n        self.header", "            pass\n        self.header"),
+    Mutation("records are not synced", WRITER, "        self.header.file.sync()\n        if created", "        if created"),
+    Mutation(
+        "directories are not synced",
+        WRITER,
+        "            self._files.sync_directory(self._directory)\n            self._files.sync_directory(self._directory.parent)\n",
+        "",
+    ),
+    Mutation("a dead writer's log.json is taken for named", RECOVERY, "named=trusted > 0", "named=True"),
+    Mutation("an empty log.json is taken for named", RECOVERY, "unsynced=False, named=False", "unsynced=False, named=True"),
+    Mutation("recovered records count as synced", RECOVERY, "unsynced=kept > trusted", "unsynced=False"),
+    Mutation("no checksum of blocks", RECOVERY, "!= found.block_crc", "!= found.block_crc and False"),
+    Mutation(
+        "no checksum of records",
+        "common/shapelog/layout.py",
+        "crc != _crc(data[at : at + RECORD_SIZE - 4]) or not",
+        "not",
+    ),
+    Mutation("the size of the file is trusted", RECOVERY, "before.end < record.end <= log_size", "before.end < record.end"),
+    Mutation("records that do not commit are kept", RECOVERY, "        if found.flags & COMMIT:\n            kept", "        if True:\n            kept"),
+    Mutation("everything is believed", LOGS, "max(0, self._holdings.acknowledged - 1)", "1 << 62"),
+    Mutation("the acknowledged position is inclusive", LOGS, "self._holdings.acknowledged - 1)", "self._holdings.acknowledged + 20)"),
+    Mutation(
+        "what recovery kept is not synced before it counts",
+        LOGS,
+        "            self._on_unsynced(shape.log)\n",
+        "            pass\n",
+    ),
+    Mutation("the index is not cut", WRITER, "files.ftruncate(index, record_position(end.records))", "pass"),
+    Mutation("the log is not cut", WRITER, "files.ftruncate(log.fd, end.end)", "pass"),
+    Mutation("a full disk leaves half a record", WRITER, "            self._files.ftruncate(self.header.file.fd, self._index_end)\n", ""),
+    Mutation("a running chunk survives an abort", WRITER, "        self._open_running = self._running\n        self._open_closed", "        self._open_closed"),
+    Mutation("chunks are not synced", SNAPSHOT, "                file.sync()\n", "                pass\n"),
+    Mutation("a chunk is closed before it is written", SNAPSHOT, "        self.flush()\n        # Readers", "        # Readers"),
+    Mutation("names of chunks are not synced", SNAPSHOT, "        self._files.sync_directory(self._directory)\n", ""),
+    Mutation("a snapshot is active before it is synced", CREATION, "run_in_executor(None, sink.sync)", "run_in_executor(None, lambda: None)"),
+    Mutation("a shape is active before its log is synced", CREATION, "run_in_executor(None, log_writer.sync)", "run_in_executor(None, lambda: None)"),
+    Mutation("a shape counts only once it is active", CREATION, "        shape.settling = True\n", ""),
+    Mutation("SQLite does not wait for the disk", CATALOG, "synchronous = FULL", "synchronous = NORMAL"),
+    Mutation("no checkpoint at opening", CATALOG, '            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', ""),
+    Mutation("a handle is the time", CATALOG, 'max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)', "self._clock() // 1000"),
+    Mutation("an ended shape may become active", CATALOG, "\"WHERE handle = ? AND state = 'creating'\"", '"WHERE handle = ?"'),
+    Mutation("a partition's directories are not synced", PARTITION, "        files.sync_directory(path)\n", "        pass\n"),
+    Mutation("readers of orphans are not told", PARTITION, "        self.mark_ended(handle)\n        retire", "        retire"),
+    Mutation("forgotten before it is retired", PARTITION, "        self.retire(handle)\n        self.catalog.forget(handle)\n", "        self.catalog.forget(handle)\n        self.retire(handle)\n"),
+    Mutation("orphans stay", PARTITION, "            if name not in known:\n", "            if False:\n"),
+    Mutation("a shape in creation is taken over", PARTITION, "if row.state == ACTIVE and _is", "if row.state in (ACTIVE, CREATING) and _is"),
+    Mutation(
+        "mark before tombstone",
+        ENDINGS,
+        "            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
+        "            await self._insist(partial(partition.mark_ended, shape.handle), shape)\n            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
+    ),
+    Mutation("no mark", ENDINGS, "        await self._insist(marked, shape)\n", ""),
+    Mutation("no wait for tombstones", ENDINGS, "        self._syncer.wait_for(tombstone)\n", ""),
+    Mutation("durable is what is applied at the end of a batch", SYNC, "if run == self._run and cut > self.durable:\n", "cut = self.applied\n            if run == self._run and cut > self.durable:\n"),
+    Mutation("a batch of an older epoch counts", SYNC, "if run == self._run and cut", "if cut"),
+    Mutation("a failed sync is no obstacle", SYNC, "                    self._on_failure(log, error)\n", "                    pass\n"),
+    Mutation("two flushes at once", SYNC, "        async with self._turn:\n", "        if True:\n"),
+    Mutation("a reader believes the last record", READER, "if record is not None and record.flags & COMMIT:", "if record is not None:"),
+)  # fmt: skip
+
+
+def main() -> int:
+    """Tries each; returns 1 if one is not found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000, help="how many seeds a mutation may survive")
+    parser.add_argument("--only", default="", help="those with this text in their name or file")
+    arguments = parser.parse_args()
+    survivors = 0
+    for mutation in MUTATIONS:
+        if arguments.only not in mutation.name + " " + mutation.file:
+            continue
+        with tempfile.TemporaryDirectory() as copy:
+            for package in ("common", "shapeworker", "tests"):
+                shutil.copytree(ROOT / package, Path(copy, package), ignore=shutil.ignore_patterns("__pycache__"))
+            path = Path(copy, mutation.file)
+            text = path.read_text()
+            if text.count(mutation.old) != 1:
+                print(f"{mutation.name}: its text is {text.count(mutation.old)} times in {mutation.file}")
+                survivors += 1
+                continue
+            path.write_text(text.replace(mutation.old, mutation.new))
+            command = [sys.executable, "-m", "tests.simulation.storage", "--jobs", "1", "--until-failure"]
+            run = subprocess.run(
+                [*command, "--seeds", str(arguments.seeds)], cwd=copy, capture_output=True, text=True, check=False
+            )
+            found = run.stdout.splitlines()[0][:120] if run.returncode else "SURVIVES"
+            survivors += not run.returncode
+            print(f"{mutation.name}: {found}", flush=True)
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
