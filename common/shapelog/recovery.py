@@ -33,8 +33,7 @@ class LogEnd(NamedTuple):
     """The state of a log at its last good commit.
 
     ``records`` and ``end`` (bytes) are what to keep of ``log.index`` and ``log.json``; ``running`` and ``closed`` say
-    where in its chunk the next entry goes; ``unsynced`` tells that records above the acknowledged LSN were kept,
-    ``named`` that the name of ``log.json`` is known to be on the disk, since something in it was acknowledged.
+    where in its chunk the next entry goes; ``unsynced`` tells that records above the acknowledged LSN were kept.
     """
 
     records: int
@@ -43,10 +42,9 @@ class LogEnd(NamedTuple):
     running: int
     closed: int
     unsynced: bool
-    named: bool
 
 
-EMPTY = LogEnd(records=0, end=0, last=SNAPSHOT_END, running=0, closed=0, unsynced=False, named=False)
+EMPTY = LogEnd(records=0, end=0, last=SNAPSHOT_END, running=0, closed=0, unsynced=False)
 
 _START = Record(lsn=0, op=0, end=0, running=0, closed=0, flags=COMMIT, block_crc=0)
 """Stands for the place before the first record."""
@@ -90,7 +88,7 @@ def find_end(files: Files, index: int, log: int | None, acknowledged: int) -> Lo
             kept, last = at + 1, found
     if not kept:
         return EMPTY
-    return LogEnd(kept, last.end, last.offset, last.running, last.closed, unsynced=kept > trusted, named=trusted > 0)
+    return LogEnd(kept, last.end, last.offset, last.running, last.closed, unsynced=kept > trusted)
 
 
 def _follows(record: Record, before: Record, log_size: int) -> bool:

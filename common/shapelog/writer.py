@@ -94,11 +94,11 @@ class LogWriter:
         self._files = files
         self._log = log
         # Names made, and how many of them are known to be on the disk: two counters, so that the loop may go on making
-        # names while another thread syncs. That of log.json counts as made at its first use, unless it is known: who
-        # made it may have died before he synced it.
+        # names while another thread syncs. That of log.json counts as made at its first use, unless something in it
+        # was kept (which is acknowledged, or counts already): who made it may have died before he synced it.
         self._created = int(created)
         self._created_synced = 0
-        self._named = end.named
+        self._named = end.records > 0
         # The committed state.
         self._end = end.end
         self._running = end.running

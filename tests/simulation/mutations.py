@@ -41,16 +41,27 @@ MUTATIONS: Final = (
             write_all(files, log.fd, data, self._written)
 """,
     ),
-    Mutation("bytes are not synced", WRITER, "            log.sync()\n        self.header", "            pass\n        self.header"),
-    Mutation("records are not synced", WRITER, "        self.header.file.sync()\n        if created", "        if created"),
+    Mutation(
+        "bytes are not synced",
+        WRITER,
+        "            log.sync()\n        self.header",
+        "            pass\n        self.header",
+    ),
+    Mutation(
+        "records are not synced", WRITER, "        self.header.file.sync()\n        if created", "        if created"
+    ),
     Mutation(
         "directories are not synced",
         WRITER,
-        "            self._files.sync_directory(self._directory)\n            self._files.sync_directory(self._directory.parent)\n",
-        "",
+        "        if created != self._created_synced:",
+        "        if False:",
     ),
-    Mutation("a dead writer's log.json is taken for named", RECOVERY, "named=trusted > 0", "named=True"),
-    Mutation("an empty log.json is taken for named", RECOVERY, "unsynced=False, named=False", "unsynced=False, named=True"),
+    Mutation(
+        "a dead writer's log.json is taken for named",
+        WRITER,
+        "self._named = end.records > 0",
+        "self._named = log is not None",
+    ),
     Mutation("recovered records count as synced", RECOVERY, "unsynced=kept > trusted", "unsynced=False"),
     Mutation("no checksum of blocks", RECOVERY, "!= found.block_crc", "!= found.block_crc and False"),
     Mutation(
@@ -59,10 +70,22 @@ MUTATIONS: Final = (
         "crc != _crc(data[at : at + RECORD_SIZE - 4]) or not",
         "not",
     ),
-    Mutation("the size of the file is trusted", RECOVERY, "before.end < record.end <= log_size", "before.end < record.end"),
-    Mutation("records that do not commit are kept", RECOVERY, "        if found.flags & COMMIT:\n            kept", "        if True:\n            kept"),
+    Mutation(
+        "the size of the file is trusted", RECOVERY, "before.end < record.end <= log_size", "before.end < record.end"
+    ),
+    Mutation(
+        "records that do not commit are kept",
+        RECOVERY,
+        "        if found.flags & COMMIT:\n            kept",
+        "        if True:\n            kept",
+    ),
     Mutation("everything is believed", LOGS, "max(0, self._holdings.acknowledged - 1)", "1 << 62"),
-    Mutation("the acknowledged position is inclusive", LOGS, "self._holdings.acknowledged - 1)", "self._holdings.acknowledged + 20)"),
+    Mutation(
+        "the acknowledged position is inclusive",
+        LOGS,
+        "self._holdings.acknowledged - 1)",
+        "self._holdings.acknowledged + 20)",
+    ),
     Mutation(
         "what recovery kept is not synced before it counts",
         LOGS,
@@ -71,37 +94,104 @@ MUTATIONS: Final = (
     ),
     Mutation("the index is not cut", WRITER, "files.ftruncate(index, record_position(end.records))", "pass"),
     Mutation("the log is not cut", WRITER, "files.ftruncate(log.fd, end.end)", "pass"),
-    Mutation("a full disk leaves half a record", WRITER, "            self._files.ftruncate(self.header.file.fd, self._index_end)\n", ""),
-    Mutation("a running chunk survives an abort", WRITER, "        self._open_running = self._running\n        self._open_closed", "        self._open_closed"),
+    Mutation(
+        "a full disk leaves half a record",
+        WRITER,
+        "            self._files.ftruncate(self.header.file.fd, self._index_end)\n",
+        "",
+    ),
+    Mutation(
+        "a running chunk survives an abort",
+        WRITER,
+        "        self._open_running = self._running\n        self._open_closed",
+        "        self._open_closed",
+    ),
     Mutation("chunks are not synced", SNAPSHOT, "                file.sync()\n", "                pass\n"),
-    Mutation("a chunk is closed before it is written", SNAPSHOT, "        self.flush()\n        # Readers", "        # Readers"),
+    Mutation(
+        "a chunk is closed before it is written",
+        SNAPSHOT,
+        "        self.flush()\n        # Readers",
+        "        # Readers",
+    ),
     Mutation("names of chunks are not synced", SNAPSHOT, "        self._files.sync_directory(self._directory)\n", ""),
-    Mutation("a snapshot is active before it is synced", CREATION, "run_in_executor(None, sink.sync)", "run_in_executor(None, lambda: None)"),
-    Mutation("a shape is active before its log is synced", CREATION, "run_in_executor(None, log_writer.sync)", "run_in_executor(None, lambda: None)"),
+    Mutation(
+        "a snapshot is active before it is synced",
+        CREATION,
+        "run_in_executor(None, sink.sync)",
+        "run_in_executor(None, lambda: None)",
+    ),
+    Mutation(
+        "a shape is active before its log is synced",
+        CREATION,
+        "run_in_executor(None, log_writer.sync)",
+        "run_in_executor(None, lambda: None)",
+    ),
     Mutation("a shape counts only once it is active", CREATION, "        shape.settling = True\n", ""),
     Mutation("SQLite does not wait for the disk", CATALOG, "synchronous = FULL", "synchronous = NORMAL"),
-    Mutation("no checkpoint at opening", CATALOG, '            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', ""),
-    Mutation("a handle is the time", CATALOG, 'max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)', "self._clock() // 1000"),
-    Mutation("an ended shape may become active", CATALOG, "\"WHERE handle = ? AND state = 'creating'\"", '"WHERE handle = ?"'),
-    Mutation("a partition's directories are not synced", PARTITION, "        files.sync_directory(path)\n", "        pass\n"),
-    Mutation("readers of orphans are not told", PARTITION, "        self.mark_ended(handle)\n        retire", "        retire"),
-    Mutation("forgotten before it is retired", PARTITION, "        self.retire(handle)\n        self.catalog.forget(handle)\n", "        self.catalog.forget(handle)\n        self.retire(handle)\n"),
+    Mutation(
+        "no checkpoint at opening", CATALOG, '            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', ""
+    ),
+    Mutation(
+        "a handle is the time",
+        CATALOG,
+        'max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)',
+        "self._clock() // 1000",
+    ),
+    Mutation(
+        "an ended shape may become active", CATALOG, "\"WHERE handle = ? AND state = 'creating'\"", '"WHERE handle = ?"'
+    ),
+    Mutation(
+        "a partition's directories are not synced", PARTITION, "        files.sync_directory(path)\n", "        pass\n"
+    ),
+    Mutation(
+        "readers of orphans are not told",
+        PARTITION,
+        "        self.mark_ended(handle)\n        retire",
+        "        retire",
+    ),
+    Mutation(
+        "forgotten before it is retired",
+        PARTITION,
+        "        self.retire(handle)\n        self.catalog.forget(handle)\n",
+        "        self.catalog.forget(handle)\n        self.retire(handle)\n",
+    ),
     Mutation("orphans stay", PARTITION, "            if name not in known:\n", "            if False:\n"),
-    Mutation("a shape in creation is taken over", PARTITION, "if row.state == ACTIVE and _is", "if row.state in (ACTIVE, CREATING) and _is"),
+    Mutation(
+        "a shape in creation is taken over",
+        PARTITION,
+        "if row.state == ACTIVE and _is",
+        "if row.state in (ACTIVE, CREATING) and _is",
+    ),
     Mutation(
         "mark before tombstone",
         ENDINGS,
         "            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
-        "            await self._insist(partial(partition.mark_ended, shape.handle), shape)\n            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
+        "            await self._insist(partial(partition.mark_ended, shape.handle), shape)\n"
+        "            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
     ),
     Mutation("no mark", ENDINGS, "        await self._insist(marked, shape)\n", ""),
     Mutation("no wait for tombstones", ENDINGS, "        self._syncer.wait_for(tombstone)\n", ""),
-    Mutation("durable is what is applied at the end of a batch", SYNC, "if run == self._run and cut > self.durable:\n", "cut = self.applied\n            if run == self._run and cut > self.durable:\n"),
+    Mutation(
+        "durable is what is applied at the end of a batch",
+        SYNC,
+        "if run == self._run and cut > self.durable:\n",
+        "cut = self.applied\n            if run == self._run and cut > self.durable:\n",
+    ),
     Mutation("a batch of an older epoch counts", SYNC, "if run == self._run and cut", "if cut"),
-    Mutation("a failed sync is no obstacle", SYNC, "                    self._on_failure(log, error)\n", "                    pass\n"),
+    Mutation(
+        "a failed sync is no obstacle",
+        SYNC,
+        "                    self._on_failure(log, error)\n",
+        "                    pass\n",
+    ),
     Mutation("two flushes at once", SYNC, "        async with self._turn:\n", "        if True:\n"),
-    Mutation("a reader believes the last record", READER, "if record is not None and record.flags & COMMIT:", "if record is not None:"),
-)  # fmt: skip
+    Mutation(
+        "a reader believes the last record",
+        READER,
+        "if record is not None and record.flags & COMMIT:",
+        "if record is not None:",
+    ),
+)
 
 
 def main() -> int:
