@@ -1,6 +1,7 @@
 # make run          start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
 # make test         all tests but the long ones
 # make test-faults  the long ones: real processes under faults, for minutes
+# make simulate     crash simulations, ten thousand seeds each: some minutes
 # make lint         style and types
 
 VENV := .venv
@@ -8,7 +9,7 @@ VENV := .venv
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test test-faults lint
+.PHONY: install run test test-faults simulate lint
 
 install: $(STAMP)
 
@@ -29,6 +30,9 @@ test: install
 
 test-faults: install
 	$(VENV)/bin/python -m pytest -m faults
+
+simulate: install
+	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000
 
 lint: install
 	$(VENV)/bin/ruff check .
