@@ -48,8 +48,8 @@ class OpenLogs:
             if shape.life is Life.ACTIVE:
                 self._keep(shape)
             return
-        # All below the acknowledged position is durable; the position itself is exclusive.
-        acknowledged = max(0, self._holdings.acknowledged - 1)
+        # All below the acknowledged position is durable (the position itself is exclusive), and what was closed clean.
+        acknowledged = max(self._holdings.acknowledged - 1, shape.closed_at)
         shape.log = LogWriter.open(shape.directory, self._chunk_bytes, acknowledged, self._files)
         if shape.log.unsynced:
             self._on_unsynced(shape.log)
@@ -69,6 +69,7 @@ class OpenLogs:
             if shape.log is None or shape.life is Life.ENDED:
                 del self._open[handle]
             elif shape.life is Life.ACTIVE and not shape.busy and not shape.log.dirty:
+                shape.closed_at = shape.log.last.tx
                 shape.log.close()
                 shape.log = None
                 del self._open[handle]

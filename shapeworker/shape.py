@@ -64,6 +64,8 @@ class Shape:
         self.snapshot: Snapshot | None = None
         self.filter_until = 0
         self.log: LogWriter | None = None
+        self.closed_at = 0
+        """Up to this LSN its log was on the disk when it was last closed."""
         self.started: asyncio.Future[None] | None = None
         self.building: asyncio.Task[None] | None = None
         self._schema: str | None = None

@@ -6,13 +6,14 @@ reached the disk in any order or in part, and count only as long as record and b
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
 from typing import NamedTuple
 
 import google_crc32c
 
 from common.lsn import SNAPSHOT_END, Offset
-from common.shapelog.files import Files
+from common.shapelog.files import Files, write_all
 from common.shapelog.layout import (
     BOUNDARY,
     COMMIT,
@@ -33,7 +34,7 @@ class LogEnd(NamedTuple):
     """The state of a log at its last good commit.
 
     ``records`` and ``end`` (bytes) are what to keep of ``log.index`` and ``log.json``; ``running`` and ``closed`` say
-    where in its chunk the next entry goes; ``unsynced`` tells that records above the acknowledged LSN were kept.
+    where in its chunk the next entry goes. Up to ``durable_records`` and ``durable_end`` everything is acknowledged.
     """
 
     records: int
@@ -41,10 +42,16 @@ class LogEnd(NamedTuple):
     last: Offset
     running: int
     closed: int
-    unsynced: bool
+    durable_records: int
+    durable_end: int
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether records above the acknowledged LSN were kept."""
+        return self.records > self.durable_records
 
 
-EMPTY = LogEnd(records=0, end=0, last=SNAPSHOT_END, running=0, closed=0, unsynced=False)
+EMPTY = LogEnd(records=0, end=0, last=SNAPSHOT_END, running=0, closed=0, durable_records=0, durable_end=0)
 
 _START = Record(lsn=0, op=0, end=0, running=0, closed=0, flags=COMMIT, block_crc=0)
 """Stands for the place before the first record."""
@@ -74,6 +81,7 @@ def find_end(files: Files, index: int, log: int | None, acknowledged: int) -> Lo
         if found is None or not found.flags & COMMIT or found.end > log_size:
             raise DamagedLog(f"{INDEX_NAME} or {LOG_NAME} lacks a part that was durable at {acknowledged}")
         before = found
+    durable_end = before.end
 
     kept, last = trusted, before
     for at in range(trusted, count):
@@ -88,7 +96,21 @@ def find_end(files: Files, index: int, log: int | None, acknowledged: int) -> Lo
             kept, last = at + 1, found
     if not kept:
         return EMPTY
-    return LogEnd(kept, last.end, last.offset, last.running, last.closed, unsynced=kept > trusted)
+    return LogEnd(kept, last.end, last.offset, last.running, last.closed, trusted, durable_end)
+
+
+def write_again(files: Files, fd: int, start: int, end: int) -> None:
+    """Make this part of a file reach the disk with the next sync, whatever became of earlier ones.
+
+    After a failed sync the kernel may show bytes that are not on the disk and count them as clean; if the process died
+    before it could end the shape, nobody knows. Raises ``OSError``.
+    """
+    while start < end:
+        data = files.pread(fd, min(_SLICE, end - start), start)
+        if not data:
+            raise OSError(errno.EIO, "a file became shorter while it was read")
+        write_all(files, fd, data, start)
+        start += len(data)
 
 
 def _follows(record: Record, before: Record, log_size: int) -> bool:

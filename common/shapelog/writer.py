@@ -25,7 +25,7 @@ from common.shapelog.layout import (
     encode_record,
     record_position,
 )
-from common.shapelog.recovery import EMPTY, LogEnd, find_end
+from common.shapelog.recovery import EMPTY, LogEnd, find_end, write_again
 
 BUFFER_BYTES: Final = 1 << 20
 """How much of an open transaction is kept in memory before it goes to the file, unseen by readers."""
@@ -160,6 +160,8 @@ class LogWriter:
             if log and files.size(log.fd) != end.end:
                 files.ftruncate(log.fd, end.end)
             if log and end.unsynced:
+                write_again(files, log.fd, end.durable_end, end.end)
+                write_again(files, index, record_position(end.durable_records), record_position(end.records))
                 log.dirty = header.file.dirty = True
             on_error.pop_all()
         return cls(directory, chunk_bytes, files, header, log, end, created=end.unsynced)

@@ -62,7 +62,7 @@ MUTATIONS: Final = (
         "self._named = end.records > 0",
         "self._named = log is not None",
     ),
-    Mutation("recovered records count as synced", RECOVERY, "unsynced=kept > trusted", "unsynced=False"),
+    Mutation("recovered records count as synced", RECOVERY, "self.records > self.durable_records", "False"),
     Mutation("no checksum of blocks", RECOVERY, "!= found.block_crc", "!= found.block_crc and False"),
     Mutation(
         "no checksum of records",
@@ -71,7 +71,10 @@ MUTATIONS: Final = (
         "not",
     ),
     Mutation(
-        "the size of the file is trusted", RECOVERY, "before.end < record.end <= log_size", "before.end < record.end"
+        "what recovery kept is not written again",
+        WRITER,
+        "                write_again(files, log.fd, end.durable_end, end.end)\n",
+        "",
     ),
     Mutation(
         "records that do not commit are kept",
@@ -79,12 +82,12 @@ MUTATIONS: Final = (
         "        if found.flags & COMMIT:\n            kept",
         "        if True:\n            kept",
     ),
-    Mutation("everything is believed", LOGS, "max(0, self._holdings.acknowledged - 1)", "1 << 62"),
+    Mutation("everything is believed", LOGS, "max(self._holdings.acknowledged - 1, shape.closed_at)", "1 << 62"),
     Mutation(
         "the acknowledged position is inclusive",
         LOGS,
-        "self._holdings.acknowledged - 1)",
-        "self._holdings.acknowledged + 20)",
+        "self._holdings.acknowledged - 1, shape.closed_at)",
+        "self._holdings.acknowledged + 20, shape.closed_at)",
     ),
     Mutation(
         "what recovery kept is not synced before it counts",
@@ -113,7 +116,6 @@ MUTATIONS: Final = (
         "        self.flush()\n        # Readers",
         "        # Readers",
     ),
-    Mutation("names of chunks are not synced", SNAPSHOT, "        self._files.sync_directory(self._directory)\n", ""),
     Mutation(
         "a snapshot is active before it is synced",
         CREATION,

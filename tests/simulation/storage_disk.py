@@ -351,6 +351,9 @@ class Process:
             # As Linux does: the pages count as clean from now on, and may be dropped and read anew (when opened).
             file.settle(self.disk.random)
             file.lost = file.data != file.durable
+            if self.disk.random.random() < 0.3:
+                # Whoever does not notice at once may not live long enough to do so.
+                self.crash_in = self.disk.random.randint(1, 20)
             raise OSError(errno.EIO, "Input/output error")
         file.sync()
         if dies:

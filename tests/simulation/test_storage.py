@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from common.shapelog import LogWriter
 from common.shapelog.files import CREATE, CREATE_NEW, UPDATE
 from shapeworker.catalog import Catalog, CatalogLocked
 from tests.simulation import storage_sqlite
@@ -130,6 +131,7 @@ def test_a_failed_sync_loses_pages_for_good() -> None:
         with pytest.raises(OSError, match="Input/output") as failure:
             process.fdatasync(fd)
         assert failure.value.errno == errno.EIO
+        process.crash_in = None
         process.fdatasync(fd)
         assert process.pread(fd, 4, 0) == b"lost"
         again = Process(process.disk)
@@ -186,3 +188,23 @@ def test_errors_of_the_disk_are_those_of_the_standard_library() -> None:
     assert catalog.generation == 0
     catalog.start_generation(6, "")
     assert catalog.generation == 6
+
+
+def test_what_a_failed_sync_lost_is_not_durable_for_the_next_writer_either() -> None:
+    """The writer died before it could end the shape; the kernel shows its bytes and says that they are clean."""
+    for seed in range(40):
+        process = new_process(seed)
+        writer = LogWriter.create(Path("/shape"), 1000, process)
+        writer.sync()
+        writer.append(5, [0], [b'{"headers":{}}'])
+        writer.commit()
+        process.bad_syncs = 1
+        with pytest.raises(OSError, match="Input/output"):
+            writer.sync()
+        process.kill()
+        again = LogWriter.open(Path("/shape"), 1000, 0, Process(process.disk))
+        again.sync()
+        for name in ("log.json", "log.index") if again.last.tx else ("log.index",):
+            file = process.disk.find(f"/shape/{name}", durable=True)
+            assert isinstance(file, File)
+            assert file.durable == file.data
