@@ -171,6 +171,7 @@ class Worker:
             disk,
             self._on_held,
             self.fed.discard,
+            lambda partitions, reason: None,
             self._open_partition,
         )
         settings = SimpleNamespace(
