@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
 
 from common.lsn import Offset
-from common.messages import Assign, Subscribe, Subscribed
+from common.messages import Assign, Entered, Subscribe, Subscribed
 from common.shape import ShapeRequest
 from common.table import Table
 from common.xid import Snapshot
@@ -263,6 +263,7 @@ class Worker:
             return
         if not self._record and self.subscriptions:
             subscribe = self.subscriptions.pop(0)
+            self.creator.answer(Entered(subscribe.id))
             self.creator.answer(Subscribed(subscribe.id, 0, ()))
             return
         if self._next == len(self._world.history):
