@@ -136,6 +136,7 @@ class Subscribed(msgspec.Struct, tag="subscribed", frozen=True):
     id: int
     position: int
     unseen: tuple[int, ...]
+    table: int = 0
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -145,6 +146,17 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     reason: str
     status: int = 503
     retry_after: int | None = 10
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """«Shapes of this table whose snapshot is older than the position ``since`` may have missed changes: they end.»
+
+    Repeated for every table at the start of each epoch, so that none is missed by who was away (ingester/standing.py).
+    """
+
+    table: int
+    since: int
+    reason: str
 
 
 FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Blocked | Leave
@@ -171,6 +183,7 @@ CHANGE: Final = ord("C")  # a raw Insert, Update or Delete; index = its number i
 TRUNCATE: Final = ord("T")  # a raw Truncate; index = number of its first relation
 COMMIT: Final = ord("E")  # commit LSN, xid; goes to every worker; index = number of changes
 ANSWER: Final = ord("A")  # Entered, Subscribed or Refused
+GAP: Final = ord("G")  # Gap
 
 
 def frame_head(epoch: int, seq: int) -> bytes:
@@ -402,6 +415,7 @@ encode = msgspec.msgpack.Encoder().encode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_answer = msgspec.msgpack.Decoder(InFrame).decode
+decode_gap = msgspec.msgpack.Decoder(Gap).decode
 decode_status = msgspec.msgpack.Decoder(Status).decode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode

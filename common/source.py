@@ -17,7 +17,7 @@ FILE_NAME: Final = "source.json"
 FORMAT: Final = 1
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class StorageState(msgspec.Struct, frozen=True, kw_only=True):
     """``acknowledged``: every commit at or below it is durable in each active shape of ``generation``."""
 
     partitions: int
@@ -33,7 +33,7 @@ class _File(msgspec.Struct):
     broken: str = ""
 
 
-def read_standing(storage_dir: Path) -> Standing | None:
+def read_storage_state(storage_dir: Path) -> StorageState | None:
     """What the storage directory holds; ``None`` if that cannot be told, or if its shapes are about to end.
 
     Raises ``OSError``.
@@ -45,4 +45,4 @@ def read_standing(storage_dir: Path) -> Standing | None:
         return None
     if found.format != FORMAT or found.broken or found.partitions <= 0:
         return None
-    return Standing(partitions=found.partitions, generation=found.generation, acknowledged=acknowledged)
+    return StorageState(partitions=found.partitions, generation=found.generation, acknowledged=acknowledged)

@@ -131,6 +131,8 @@ TABLE_QUERY: Final = _QUERY.format(match="n.nspname = $1::pg_catalog.text AND c.
 TABLE_BY_OID_QUERY: Final = _QUERY.format(match="c.oid = $1::pg_catalog.oid")
 """Parameter: oid. Same result as TABLE_QUERY."""
 
+_TABLES_BY_OID_QUERY: Final = _QUERY.format(match="c.oid = ANY ($1::pg_catalog.oid[])")
+
 parse_table = msgspec.json.Decoder(Table).decode
 """The Table in the JSON document that TABLE_QUERY gives."""
 
@@ -143,6 +145,14 @@ async def describe(connection: psycopg.AsyncConnection[Any], schema: str, name: 
 async def describe_oid(connection: psycopg.AsyncConnection[Any], oid: int) -> Table | None:
     """The ordinary or partitioned table with this oid; ``None`` if there is none. One round trip."""
     return await _describe(connection, TABLE_BY_OID_QUERY, (str(oid),))
+
+
+async def describe_oids(connection: psycopg.AsyncConnection[Any], oids: Iterable[int]) -> dict[int, Table]:
+    """Those of the tables with these oids that exist. One round trip."""
+    async with psycopg.AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(_TABLES_BY_OID_QUERY.encode(), ("{" + ",".join(map(str, oids)) + "}",))
+        tables = [parse_table(row[0]) for row in await cursor.fetchall()]
+    return {table.oid: table for table in tables}
 
 
 async def _describe(connection: psycopg.AsyncConnection[Any], query: str, parameters: tuple[str, ...]) -> Table | None:
@@ -199,8 +209,9 @@ def selection(
 def difference(before: Table, now: Table | None, selected: Iterable[str], explicit: bool) -> str | None:
     """Why a shape made for ``before`` does not fit the table as it is ``now``; ``None`` while it does (engine.md 8.3).
 
-    ``explicit`` says that the client named the columns; if not, a column more or less is a difference too. Nullability
-    and type modifiers may change freely: clients read them from the schema header.
+    ``explicit`` says that the client named the columns; if not, a column more or less is a difference too. So is what
+    the schema header tells clients about a selected column, such as nullability: it is the same for as long as the
+    shape lives. Defaults, constraints and all about other columns may change freely.
     """
     if now is None:
         return "the table is gone"
@@ -223,6 +234,8 @@ def difference(before: Table, now: Table | None, selected: Iterable[str], explic
             return f"column {name!r} has another type"
         if has[name].generated != was[name].generated:
             return f"column {name!r} is generated differently"
+        if _properties(has[name]) != _properties(was[name]):
+            return f"column {name!r} has another modifier, nullability or name of its type"
     return None
 
 

@@ -249,7 +249,8 @@ class Delivery:
         if exchange.started:
             exchange.abort()
         else:
-            await exchange.answer(response.conflict(None))
+            successor = self._shapes.known(shape.request)
+            await exchange.answer(response.conflict(None if successor is None else successor.handle))
 
     def _cursor(self, query: LogQuery) -> str:
         if not query.live:

@@ -18,7 +18,7 @@ from common.shape import ShapeRequest, partition_of
 from common.shapelog.description import Description, read_description
 from common.shapelog.layout import DamagedLog, SnapshotState
 from common.shapelog.reader import ShapeReader
-from common.source import Standing, read_standing
+from common.source import StorageState, read_storage_state
 
 log = structlog.get_logger(__name__)
 
@@ -32,19 +32,19 @@ class Finder:
     def find(self, request: ShapeRequest) -> tuple[Place, int] | None:
         """The shape for a request and its partition, if it is complete, whole, and of the present generation."""
         try:
-            standing = read_standing(self._storage)
-            if standing is None:
+            state = read_storage_state(self._storage)
+            if state is None:
                 return None
             hash_ = request.hash()
-            number = partition_of(hash_, standing.partitions)
+            number = partition_of(hash_, state.partitions)
             shapes = Path("partitions") / f"{number:02d}" / "shapes"
-            place = self._find(request, shapes, f"{hash_}-", standing)
+            place = self._find(request, shapes, f"{hash_}-", state)
         except OSError as error:
             log.warning("the storage directory cannot be searched", error=str(error))
             return None
         return None if place is None else (place, number)
 
-    def _find(self, request: ShapeRequest, shapes: Path, prefix: str, standing: Standing) -> Place | None:
+    def _find(self, request: ShapeRequest, shapes: Path, prefix: str, state: StorageState) -> Place | None:
         try:
             handles = [name for name in os.listdir(self._storage / shapes) if name.startswith(prefix)]
         except FileNotFoundError:
@@ -55,18 +55,18 @@ class Finder:
             if description is None:
                 return None
             if description.request == request:
-                return self._place(handle, shapes / handle, description, standing)
+                return self._place(handle, shapes / handle, description, state)
         return None
 
-    def _place(self, handle: str, directory: Path, description: Description, standing: Standing) -> Place | None:
-        if description.generation != standing.generation:
+    def _place(self, handle: str, directory: Path, description: Description, state: StorageState) -> Place | None:
+        if description.generation != state.generation:
             return None
         try:
             with contextlib.closing(ShapeReader(self._storage / directory)) as reader:
                 header = reader.header()
                 if header.ended or header.snapshot is not SnapshotState.COMPLETE:
                     return None
-                if not reader.is_whole(standing.acknowledged):
+                if not reader.is_whole(state.acknowledged):
                     return None
         except (FileNotFoundError, NotADirectoryError, DamagedLog):
             return None

@@ -187,7 +187,7 @@ class Shapes:
 
     async def obtain(self, request: ShapeRequest) -> Found:
         """The living shape for a request, found or created. Requests at the same time share one question."""
-        shape = self._cached(request)
+        shape = self.known(request)
         if shape is not None:
             return shape
         task = self._pending.get(request)
@@ -255,7 +255,8 @@ class Shapes:
         self._open.clear()
         self._known.clear()
 
-    def _cached(self, request: ShapeRequest) -> Shape | None:
+    def known(self, request: ShapeRequest) -> Shape | None:
+        """The living shape for a request if this gateway has one in hand; nobody is asked."""
         shape = self._known.get(request)
         if shape is None:
             return None

@@ -15,7 +15,9 @@ from common.messages import (
     ANSWER,
     CHANGE,
     FRAME_BYTES,
+    GAP,
     TRUNCATE,
+    Gap,
     InFrame,
     begin_record,
     commit_record,
@@ -80,8 +82,14 @@ class Fanout:
 
     # ---- epochs and subscriptions
 
-    def start_epoch(self, epoch: int, position: int, feeds: dict[str, tuple[Iterable[int], set[int]]]) -> None:
-        """Forget everything half-done; feed these workers: name → (partitions, tables), from ``position`` on."""
+    def start_epoch(
+        self, epoch: int, position: int, feeds: dict[str, tuple[Iterable[int], set[int]]], gaps: Iterable[Gap] = ()
+    ) -> None:
+        """Forget everything half-done; feed these workers: name → (partitions, tables), from ``position`` on.
+
+        Each is told of all ``gaps`` first.
+        """
+        told = [record(GAP, 0, encode(gap)) for gap in gaps]
         self.epoch = epoch
         self.open = False
         self.blocked = False
@@ -94,6 +102,8 @@ class Fanout:
             lane = Lane(worker, set(tables), credit)
             self._lanes[worker] = lane
             self._put(lane, position_record(position, tuple(sorted(partitions))))
+            for gap in told:
+                self._put(lane, gap)
         self._route_anew()
         for worker, answer in answers:
             self.answer(worker, answer)
@@ -125,6 +135,12 @@ class Fanout:
             self._answers.append((worker, answer))
         else:
             self._put(lane, record(ANSWER, 0, encode(answer)))
+            self._cut(lane)
+
+    def gap(self, gap: Gap) -> None:
+        """Tell every worker; who is not fed now is told at the start of the epoch that feeds it."""
+        for lane in self._lanes.values():
+            self._put(lane, record(GAP, 0, encode(gap)))
             self._cut(lane)
 
     def forget(self, worker: str) -> None:

@@ -188,7 +188,7 @@ class Feed:
         oid = pgoutput.relation_oid(payload)
         while self._stream is stream:
             try:
-                ancestors = (await publication.family(oid)).ancestors
+                ancestors = (await publication.announced(oid)).ancestors
             except DATABASE_ERRORS as error:
                 reason = f"a relation cannot be looked up: {classify(error).message}"
                 if reason != self.stalled:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -22,6 +22,7 @@ from common.messages import (
     Blocked,
     Credit,
     Durable,
+    Gap,
     Hello,
     Leave,
     Status,
@@ -130,7 +131,7 @@ class Group:
         """The lock is not ours, or not surely: another instance's workers may need the partitions (INV-39)."""
         self._leads = False
 
-    def start_epoch(self, epoch: int) -> dict[str, int]:
+    def start_epoch(self, epoch: int, gaps: Iterable[Gap] = ()) -> dict[str, int]:
         """Feed every ready worker what it holds, from the acknowledged position on. Returns how much each is fed."""
         assert self.coordinator is not None
         assert self.watermark is not None
@@ -138,7 +139,7 @@ class Group:
         feeds = self.coordinator.start_epoch()
         self.watermark.rewound(self.flushed)
         self.fanout.start_epoch(
-            epoch, self.flushed, {name: (partitions, members[name].tables) for name, partitions in feeds.items()}
+            epoch, self.flushed, {name: (partitions, members[name].tables) for name, partitions in feeds.items()}, gaps
         )
         return {name: len(partitions) for name, partitions in feeds.items()}
 
@@ -165,6 +166,16 @@ class Group:
             return ""
         obstacles = [f"{worker} {obstacle.text}" for worker, obstacle in self.obstructed.items()]
         return "; ".join([f"{len(unowned)} partitions have no worker yet", *obstacles])
+
+    @property
+    def tables(self) -> set[int] | None:
+        """The tables that shapes need; ``None`` while some partition is on its way, and so are its needs."""
+        coordinator = self.coordinator
+        if coordinator is None or coordinator.needs_epoch or coordinator.unowned():
+            return None
+        if not all(member.ready for member in coordinator.members.values()):
+            return None
+        return {table for member in coordinator.members.values() for table in member.tables}
 
     async def run(self) -> None:
         """Give up workers that fall silent, for ever."""

@@ -21,6 +21,7 @@ from ingester.feed import Feed
 from ingester.group import Group
 from ingester.inspection import Inspection
 from ingester.publication import Publication, drop_publication
+from ingester.reconciler import Reconciler
 from ingester.replication import StreamLost
 from ingester.session import Session, keep_lock, open_session
 from ingester.slot import drop_slot
@@ -194,12 +195,18 @@ class Ingester:
             self._admin,
             self._settings.publication_name,
             manual=self._settings.manual_table_publishing,
-            settled=source.published,
-            on_settled=lambda settled: asyncio.to_thread(self._file.update, published=settled),
+            standings=source.tables,
+            on_standings=lambda standings: asyncio.to_thread(self._file.update, tables=standings),
+            on_gap=group.fanout.gap,
             on_remedy=self._remedies.offer,
         )
-        self._subscriptions = Subscriptions(
+        subscriptions = self._subscriptions = Subscriptions(
             publication, self._admin, group.coordinator, group.fanout, self._feed.at_boundary
+        )
+        reconciler = Reconciler(
+            publication,
+            lambda: None if group.tables is None else group.tables | subscriptions.tables,
+            self._settings.publication_refresh_period,
         )
         self._lost = None
         group.coordinator.expire_epoch()
@@ -214,6 +221,8 @@ class Ingester:
         self._opened.set()
         lock = asyncio.get_running_loop().create_task(keep_lock(session.lock))
         lock.add_done_callback(self._on_lock_lost)
+        looks = asyncio.get_running_loop().create_task(reconciler.run())
+        looks.add_done_callback(self._on_publication_lost)
         try:
             while True:
                 await self._wake.wait()
@@ -225,12 +234,18 @@ class Ingester:
                 self._say_progress()
         finally:
             lock.cancel()
+            looks.cancel()
 
     def _on_lock_lost(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             error = task.exception()
             lost = StreamLost("the lock's connection is silent")
             self._on_lost(error if isinstance(error, psycopg.Error | DatabaseProblem) else lost)
+
+    def _on_publication_lost(self, task: asyncio.Task[str]) -> None:
+        if not task.cancelled():
+            error = task.exception() or DatabaseProblem(Kind.RETRY, task.result())
+            self._on_lost(error if isinstance(error, Exception) else StreamLost(str(error)))
 
     def _on_lost(self, error: Exception) -> None:
         self._lost = error
@@ -241,7 +256,8 @@ class Ingester:
         self._feed.close()
         self._epoch = (await asyncio.to_thread(self._file.update, epoch=self._epoch + 1)).epoch
         await self._move_acknowledged()
-        fed = self._group.start_epoch(self._epoch)
+        assert self._feed.publication is not None
+        fed = self._group.start_epoch(self._epoch, self._feed.publication.gaps())
         self._feed.reached_boundary()
         await self._feed.open(session.system, session.status_interval)
         log.info("epoch started", epoch=self._epoch, position=self._group.flushed, workers=fed)

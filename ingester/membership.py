@@ -43,8 +43,10 @@ class Flags(msgspec.Struct, frozen=True):
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """A table of a partition tree; ``level`` 0 is the table asked for. ``entry`` is its own row in
-    pg_publication_rel."""
+    """A table of a partition tree; ``level`` 0 is the table asked for. ``entry`` is its own row in pg_publication_rel.
+
+    ``created`` and ``attached`` are the ids of the transactions that made the table and put it where it is in the tree.
+    """
 
     oid: int
     schema: str
@@ -55,6 +57,8 @@ class Relation(msgspec.Struct, frozen=True):
     level: int
     entry: int | None
     restricted: bool
+    created: int = 0
+    attached: int = 0
 
     @property
     def text(self) -> str:
@@ -72,31 +76,34 @@ class Look(msgspec.Struct, frozen=True):
 
     ``ancestors`` are the partitioned tables above, nearest first. ``memberships`` holds rows of pg_publication_rel for
     the table or an ancestor, of pg_publication_namespace, or of pg_publication: none means that the table is not
-    published.
+    published. ``key`` names the columns of the primary key, in its order.
     """
 
     publication: Flags | None
     relations: tuple[Relation, ...]
     ancestors: tuple[int, ...]
     memberships: tuple[int, ...]
+    key: tuple[str, ...] = ()
 
 
 _LOOK: Final = """
-WITH RECURSIVE tree(oid, level) AS (
-    SELECT %(oid)s::oid, 0
+SELECT asked.oid, (
+WITH RECURSIVE tree(oid, level, attached) AS (
+    SELECT asked.oid::oid, 0, 0::bigint
     UNION ALL
-    SELECT i.inhrelid, t.level + 1
+    SELECT i.inhrelid, t.level + 1, i.xmin::text::bigint
     FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relispartition AND NOT i.inhdetachpending
 ), above(oid, level) AS (
-    SELECT %(oid)s::oid, 0
+    SELECT asked.oid::oid, 0
     UNION ALL
     SELECT i.inhparent, a.level + 1
     FROM above a JOIN pg_inherits i ON i.inhrelid = a.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relispartition AND NOT i.inhdetachpending
 ), publication AS (SELECT * FROM pg_publication WHERE pubname = %(publication)s
-), entries AS (SELECT to_jsonb(r) AS row, r.oid, r.prrelid FROM pg_publication_rel r JOIN publication p ON p.oid =
-r.prpubid) SELECT json_build_object(
+), entries AS NOT MATERIALIZED (
+    SELECT to_jsonb(r) AS row, r.oid, r.prrelid FROM pg_publication_rel r JOIN publication p ON p.oid = r.prpubid
+) SELECT json_build_object(
     'publication', (
         SELECT json_build_object(
             'oid', p.oid::bigint, 'owned', pg_has_role(p.pubowner, 'USAGE'), 'via_root', p.pubviaroot,
@@ -107,7 +114,10 @@ r.prpubid) SELECT json_build_object(
         SELECT coalesce(json_agg(json_build_object(
             'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
             'persistence', c.relpersistence, 'identity', c.relreplident, 'level', t.level, 'entry', e.oid::bigint,
-            'restricted', e.row ->> 'prqual' IS NOT NULL OR e.row ->> 'prattrs' IS NOT NULL)
+            'restricted', e.row ->> 'prqual' IS NOT NULL OR e.row ->> 'prattrs' IS NOT NULL,
+            'created', coalesce(
+                (SELECT a.xmin::text::bigint FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = -1), 0),
+            'attached', t.attached)
             ORDER BY t.level, c.oid), '[]')
         FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN entries e ON e.prrelid = c.oid),
@@ -116,9 +126,16 @@ r.prpubid) SELECT json_build_object(
         SELECT coalesce(json_agg(m.oid::bigint ORDER BY m.rank, m.level), '[]') FROM (
             SELECT e.oid, 0 AS rank, a.level FROM entries e JOIN above a ON a.oid = e.prrelid
             {schemas}
-            UNION ALL SELECT p.oid, 2, 0 FROM publication p WHERE p.puballtables) AS m))
+            UNION ALL SELECT p.oid, 2, 0 FROM publication p WHERE p.puballtables) AS m),
+    'key', (
+        SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
+        FROM pg_index i CROSS JOIN LATERAL generate_series(0, i.indnkeyatts - 1) AS k(place)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place]
+        WHERE i.indrelid = asked.oid::oid AND i.indisprimary)))
+FROM unnest(%(oids)s::bigint[]) AS asked(oid)
 """
-# Not pg_partition_tree(), which locks every table of the tree and could so wait for one that we are about to alter.
+# Not pg_partition_tree(), which locks every table of the tree and could so wait for one that we are about to alter. A
+# table's row for its system column is written once, so it tells which transaction made the table.
 
 _SCHEMAS: Final = """
             UNION ALL SELECT s.oid, 1, a.level FROM pg_publication_namespace s JOIN publication p ON p.oid = s.pnpubid
@@ -129,11 +146,15 @@ _SCHEMAS: Final = """
 
 async def look(connection: Connection, publication: str, oid: int) -> Look:
     """Looks a table up, in one statement that takes no locks on user tables. Raises ``psycopg.Error``."""
+    return (await look_all(connection, publication, (oid,)))[oid]
+
+
+async def look_all(connection: Connection, publication: str, oids: Iterable[int]) -> dict[int, Look]:
+    """Looks tables up, all at the same moment. Raises ``psycopg.Error``."""
     schemas = _SCHEMAS if connection.info.server_version >= 150000 else ""
-    cursor = await connection.execute(_LOOK.format(schemas=schemas).encode(), {"oid": oid, "publication": publication})
-    row = await cursor.fetchone()
-    assert row is not None
-    return msgspec.convert(row[0], Look)
+    parameters = {"oids": list(oids), "publication": publication}
+    cursor = await connection.execute(_LOOK.format(schemas=schemas).encode(), parameters)
+    return {row[0]: msgspec.convert(row[1], Look) for row in await cursor.fetchall()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -235,12 +256,19 @@ def _obstacle(relation: Relation) -> str | None:
     return None
 
 
-def is_settled(settled: Mapping[int, int], oid: int, found: Look) -> bool:
-    """Whether the barrier of engine.md 4.8 is behind us for one of the rows by which the table is published.
+def settled(memberships: Mapping[int, int], oid: int, found: Look) -> int | None:
+    """The row by which the table is published and for which the barrier of engine.md 4.8 is behind us, if there is one.
 
-    What holds for a partitioned table holds for its later leaves: attaching one waits for all that write to it.
+    ``memberships`` are those settled so far, by table. What holds for a partitioned table holds for its later leaves:
+    attaching one waits for all that write to it.
     """
-    return any(settled.get(table) in found.memberships for table in (oid, *found.ancestors))
+    known = (memberships.get(table) for table in (oid, *found.ancestors))
+    return next((membership for membership in known if membership in found.memberships), None)
+
+
+def lacks_identity(found: Look) -> bool:
+    """Whether some table that stores rows would send changes without their old rows."""
+    return any(relation.kind == LEAF_KIND and relation.identity != _FULL for relation in found.relations)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,18 +2,21 @@
 
 A change is published iff its table is a member at the place of that change in the WAL. So a table is added under a lock
 that excludes writers, and where somebody else has added it, all transactions that were open then must have ended
-before a snapshot (engine.md 4.8, INV-4).
+before a snapshot (engine.md 4.8, INV-4). Where that was true and is no more, the shapes made before must end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
+import structlog
 from psycopg import errors, sql
 
+from common.lsn import parse_lsn
+from common.messages import Gap
 from common.postgres import DATABASE_ERRORS, Connection, DatabaseProblem, Kind, Pool, PoolBusy, classify, is_unavailable
 from common.xid import Snapshot
 from ingester.membership import (
@@ -22,20 +25,29 @@ from ingester.membership import (
     Look,
     Member,
     NotPublished,
+    Relation,
     Steps,
     Verdict,
     add_table,
+    drop_table,
     examine,
     family,
-    is_settled,
     lock_tables,
     look,
+    look_all,
     set_identity,
     set_operations,
+    settled,
 )
+from ingester.standing import Standing, compare, renewed, tree_of
+
+log = structlog.get_logger()
 
 LOCK_SECONDS: Final = 1.0
 """How long one attempt may wait for each lock: as long as that, all others queue behind it."""
+
+BIRTH_SECONDS: Final = 5.0
+"""How long it may take to see whether a new partition came with rows; beyond, it is taken to have some."""
 
 _NO_TABLE: Final = 0
 _AGAIN: Final = (
@@ -82,13 +94,14 @@ async def ensure_publication(
         flags = await _create(admin, name, has_generated)
     if not flags.operations or flags.via_root:
         repair = set_operations(name)
+        if before_change is not None:
+            # Whoever sets them right: what was not published meanwhile is missing.
+            await before_change(f"the publication {name!r} did not publish all changes as it should")
         if manual or not flags.owned:
             wrong = "does not publish INSERT, UPDATE, DELETE and TRUNCATE of each partition under its own name"
             whose = "" if flags.owned else " and is not owned by the provided user"
             script = repair.as_string(admin)
             raise DatabaseProblem(Kind.FATAL, f'Publication "{name}" {wrong}{whose}; run as its owner: {script}')
-        if before_change is not None:
-            await before_change(f"the publication {name!r} did not publish all changes as it should")
         await admin.execute(repair)
         fresh = True
     if has_generated and flags.generated != "s" and flags.owned and not manual:
@@ -132,12 +145,20 @@ class Published(NamedTuple):
     """Snapshots of the table may be taken: whatever they do not show will come through the slot (INV-4)."""
 
 
+class _Reached(NamedTuple):
+    """The table as it was found, published by a membership whose barrier is behind us."""
+
+    found: Look
+    membership: int
+
+
 class Publication:
     """The tables of one publication. The pool must have more connections than ``concurrency``.
 
-    ``settled`` are the memberships of ``Source.published``; ``on_settled`` is awaited with the new whole when one is
-    added. ``on_remedy`` is told the reason and the SQL whenever an operator could help. ``patience`` limits the wait
-    for locks, ``barrier_patience`` that for the transactions of others; both in seconds.
+    ``standings`` are those of ``Source.tables``; ``on_standings`` is awaited with the new whole when one has changed,
+    and only then ``on_gap`` is told which shapes must end. ``on_remedy`` is told the reason and the SQL whenever an
+    operator could help. ``patience`` limits the wait for locks, ``barrier_patience`` that for the transactions of
+    others; both in seconds.
     """
 
     def __init__(
@@ -146,26 +167,39 @@ class Publication:
         name: str,
         *,
         manual: bool,
-        settled: Mapping[int, int],
-        on_settled: Callable[[dict[int, int]], Awaitable[object]],
+        standings: Mapping[int, Standing],
+        on_standings: Callable[[dict[int, Standing]], Awaitable[object]],
+        on_gap: Callable[[Gap], object],
         on_remedy: Callable[[str, str], object],
         concurrency: int = 3,
         patience: float = 20.0,
         barrier_patience: float = 15.0,
     ) -> None:
         self._admin, self._name, self._manual = admin, name, manual
-        self._settled = dict(settled)
-        self._on_settled, self._on_remedy = on_settled, on_remedy
+        self._standings = dict(standings)
+        self._on_standings, self._on_gap, self._on_remedy = on_standings, on_gap, on_remedy
+        self._saving = asyncio.Lock()
+        self._undisturbed = asyncio.Event()
+        self._undisturbed.set()
         self._turns = asyncio.Semaphore(concurrency)
         self._patience, self._barrier_patience = patience, barrier_patience
         self._running: dict[tuple[int, str, str], asyncio.Task[Published | NotPublished]] = {}
+
+    @property
+    def standings(self) -> Mapping[int, Standing]:
+        """The tables that were published for shapes, and since when these miss nothing."""
+        return self._standings
+
+    def gaps(self) -> list[Gap]:
+        """What every worker has to know, whatever it was told before."""
+        return [Gap(table, standing.since, standing.reason) for table, standing in self._standings.items()]
 
     async def ensure_table(self, oid: int, schema: str, name: str) -> Published | NotPublished:
         """Makes sure the table with this oid, which was found under this name, is published in full, with its
         partitions.
 
         Callers at the same time for the same table share one attempt. What goes wrong is in the answer; only an error
-        of ``on_settled`` is raised.
+        of ``on_standings`` is raised.
         """
         key = (oid, schema, name)
         task = self._running.get(key)
@@ -185,9 +219,53 @@ class Publication:
             return NotPublished(f"The partition with oid {oid} was dropped", 409, None)
         return await self.ensure_table(oid, found.relations[0].schema, found.relations[0].name)
 
-    async def family(self, oid: int) -> Family:
-        """The tables above and the leaves below a table of a partition tree. Raises ``psycopg.Error``, ``PoolBusy``."""
-        return family(await self._look(oid))
+    async def announced(self, oid: int) -> Family:
+        """The stream announces changes of this relation: how it concerns other tables of its partition tree.
+
+        What shapes of these may have missed is known, and told, before this returns: a partition that was attached
+        with rows must not be taken for one that grew in the stream. Raises ``psycopg.Error``, ``PoolBusy``.
+        """
+        found = await self._look(oid)
+        above = [table for table, standing in self._standings.items() if oid in standing.tree]
+        await self._check({oid, *found.ancestors, *above})
+        return family(found)
+
+    async def check(self) -> tuple[Flags | None, dict[int, Look]]:
+        """Compares all tables that were published for shapes with the catalog, and tells which shapes must end.
+
+        Returns what was found. Raises ``psycopg.Error``, ``PoolBusy``.
+        """
+        flags = (await self._look(_NO_TABLE)).publication
+        return flags, {} if flags is None else await self._check(set(self._standings))
+
+    async def release(self, oid: int) -> None:
+        """No shape needs the table any more: forgets it, and takes it out of the publication if it is ours to alter.
+
+        Does nothing while any table is being published. Raises ``psycopg.Error``, ``PoolBusy``.
+        """
+        standing = self._standings.get(oid)
+        if self._running or standing is None:
+            return
+        self._undisturbed.clear()
+        try:
+            await self._take_out(oid, standing)
+            # Afterwards: if we die in between, the next look finds a membership that is no more, which is harmless.
+            del self._standings[oid]
+            await self._save({})
+        finally:
+            self._undisturbed.set()
+
+    async def _take_out(self, oid: int, standing: Standing) -> None:
+        found = await self._look(oid)
+        flags = found.publication
+        if self._manual or flags is None or not flags.owned or not found.relations:
+            return
+        table = found.relations[0]
+        if table.entry is not None and table.entry == standing.membership:
+            async with self._admin.connection() as connection, connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout TO {int(LOCK_SECONDS * 1000)}".encode())
+                await connection.execute(drop_table(self._name, table))
+            log.info("a table is no longer published", table=table.text, reason="no shape needs it")
 
     async def close(self) -> None:
         """Gives up what is under way; its callers get ``asyncio.CancelledError``."""
@@ -200,19 +278,64 @@ class Publication:
         async with self._admin.connection() as connection:
             return await look(connection, self._name, oid)
 
+    async def _check(self, tables: Iterable[int]) -> dict[int, Look]:
+        before = {table: self._standings[table] for table in tables if table in self._standings}
+        if not before:
+            return {}
+        async with self._admin.connection() as connection:
+            looks = await look_all(connection, self._name, before)
+            reasons = {table: await _reason(connection, standing, looks[table]) for table, standing in before.items()}
+            # After the look: shapes with a later snapshot saw at least what the look saw.
+            since = await _insert_position(connection) if any(reasons.values()) else 0
+        changed: dict[int, Standing] = {}
+        for table, standing in before.items():
+            if self._standings.get(table) is not standing:
+                continue  # settled anew, or released, after this look
+            now = renewed(standing, looks[table], reasons[table], since)
+            if now != standing:
+                changed[table] = now
+        if changed:
+            await self._save(changed)
+        for table, standing in changed.items():
+            if reasons[table]:
+                self._on_gap(Gap(table, standing.since, standing.reason))
+        return looks
+
+    async def _save(self, changed: Mapping[int, Standing]) -> None:
+        self._standings.update(changed)
+        async with self._saving:
+            # Taken inside: a save that began later must not be overtaken.
+            await self._on_standings(dict(self._standings))
+
     async def _ensure(self, oid: int, schema: str, name: str) -> Published | NotPublished:
+        await self._undisturbed.wait()
         outcome = await self._reach_membership(oid, schema, name)
         if isinstance(outcome, NotPublished):
             if outcome.remedy:
                 self._on_remedy(outcome.reason, outcome.remedy)
             return outcome
-        if outcome:
-            self._settled[oid] = outcome[0]
-            await self._on_settled(dict(self._settled))
+        standing = self._standings.get(oid)
+        try:
+            if standing is not None and standing.membership == outcome.membership:
+                await self._check((oid,))
+            else:
+                await self._settle(oid, standing, outcome)
+        except DATABASE_ERRORS as error:
+            return refusal(error)
         return Published()
 
-    async def _reach_membership(self, oid: int, schema: str, name: str) -> tuple[int, ...] | NotPublished:
-        """The memberships that are newly settled, none if that was known already, or why there are none."""
+    async def _settle(self, oid: int, former: Standing | None, reached: _Reached) -> None:
+        async with self._admin.connection() as connection:
+            # After the membership was settled: snapshots from here on miss nothing, shapes that are older may.
+            since = await _insert_position(connection)
+        reason = "" if former is None else compare(former, reached.found).reason
+        reason = reason or "its table was published anew"
+        found = reached.found
+        await self._save({oid: Standing(reached.membership, since, reason, found.key, tree_of(found))})
+        self._on_gap(Gap(oid, since, reason))
+
+    async def _reach_membership(self, oid: int, schema: str, name: str) -> _Reached | NotPublished:
+        """The membership on which shapes may rely, or why there is none."""
         clock = asyncio.get_running_loop().time
         deadline: float | None = None
         attempt = 0
@@ -225,14 +348,15 @@ class Publication:
                     verdict = examine(found, self._name, schema=schema, name=name, manual=self._manual)
                     if isinstance(verdict, Steps):
                         outcome = await self._establish(found, verdict)
-                        if isinstance(outcome, Member):
-                            return outcome.memberships
+                        if isinstance(outcome, Look):
+                            return _Reached(outcome, self._settled(oid, outcome) or outcome.memberships[0])
                         if outcome is not None:
                             return outcome
                 if isinstance(verdict, NotPublished):
                     return verdict
                 if isinstance(verdict, Member):
-                    return () if is_settled(self._settled, oid, found) else await self._pass_barrier(verdict)
+                    known = self._settled(oid, found)
+                    return _Reached(found, known) if known is not None else await self._pass_barrier(found)
             except _AGAIN:
                 pass
             except DATABASE_ERRORS as error:
@@ -243,7 +367,11 @@ class Publication:
             attempt += 1
             await asyncio.sleep(pause)
 
-    async def _establish(self, found: Look, steps: Steps) -> Member | NotPublished | None:
+    def _settled(self, oid: int, found: Look) -> int | None:
+        memberships = {table: standing.membership for table, standing in self._standings.items()}
+        return settled(memberships, oid, found)
+
+    async def _establish(self, found: Look, steps: Steps) -> Look | NotPublished | None:
         """Alters what is missing while no transaction that wrote to the table is open; ``None``: look again."""
         oid, schema, name = found.relations[0].oid, found.relations[0].schema, found.relations[0].name
         async with self._admin.connection() as connection:
@@ -257,14 +385,15 @@ class Publication:
                     now = examine(locked, self._name, schema=schema, name=name, manual=self._manual)
                     if not _covered(locked, now, found, steps):
                         return None
-                    if not isinstance(now, Steps):
+                    if isinstance(now, NotPublished):
                         return now
+                    if isinstance(now, Member):
+                        return locked
                     if now.add:
                         await connection.execute(add_table(self._name, found.relations[0]))
                     for relation in now.full:
                         await connection.execute(set_identity(relation))
-                    done = await look(connection, self._name, oid)
-                    return Member(done.memberships)
+                    return await look(connection, self._name, oid)
             except errors.InsufficientPrivilege:
                 # What Postgres says is about the lock, if that is where it began; all that is done needs the owner.
                 owned = found.relations[0] if steps.add else steps.full[0]
@@ -275,7 +404,7 @@ class Publication:
                     remedy=" ".join(f"{statement.as_string(None)};" for statement in statements),
                 )
 
-    async def _pass_barrier(self, member: Member) -> tuple[int, ...] | NotPublished:
+    async def _pass_barrier(self, found: Look) -> _Reached | NotPublished:
         """Waits for every transaction that may have written before the membership was there (engine.md 4.8)."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._barrier_patience
@@ -286,7 +415,7 @@ class Publication:
                 running = (await current_snapshot(connection)).xip
             open_then = running if open_then is None else open_then & running
             if not open_then:
-                return member.memberships
+                return _Reached(found, found.memberships[0])
             if clock() + pause > deadline:
                 return NotPublished(
                     "Snapshot timed out while waiting for transactions that were open when the table was published"
@@ -313,6 +442,35 @@ def refusal(error: Exception) -> NotPublished:
     if isinstance(error, errors.InvalidParameterValue | errors.FeatureNotSupported):
         return NotPublished(message, 400, None)
     return NotPublished(f"Unexpected error while creating snapshot: {message}", 500, None)
+
+
+async def _reason(connection: Connection, standing: Standing, found: Look) -> str:
+    """Why older shapes of a table must end; empty if they need not."""
+    change = compare(standing, found)
+    for leaf in change.newborn:
+        if await _came_with_rows(connection, leaf):
+            return f"the partition {leaf.text} was attached with rows in it"
+    return change.reason
+
+
+async def _came_with_rows(connection: Connection, leaf: Relation) -> bool:
+    """Whether the transaction that made the partition also put rows into it; yes, where that cannot be seen."""
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} WHERE xmin = {}::text::xid)").format(
+        leaf.identifier, sql.Literal(str(leaf.created))
+    )
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL statement_timeout TO {int(BIRTH_SECONDS * 1000)}".encode())
+            row = await (await connection.execute(query)).fetchone()
+            return row is None or bool(row[0])
+    except (errors.InsufficientPrivilege, errors.QueryCanceled, errors.UndefinedTable, errors.InvalidSchemaName):
+        return True
+
+
+async def _insert_position(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT pg_current_wal_insert_lsn()::text")).fetchone()
+    assert row is not None
+    return parse_lsn(row[0])
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 
 from common.lsn import format_lsn, parse_lsn
 from common.source import FILE_NAME, FORMAT
+from ingester.standing import Standing
 
 LOCK_NAME: Final = "source.lock"
 _POSITIONS: Final = ("consistent_point", "acknowledged")
@@ -39,8 +40,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """What the storage directory was fed from, and up to where.
 
     ``consistent_point`` is where the slot began; ``acknowledged`` the highest LSN up to which Postgres was, or is
-    about to be, allowed to forget. ``epoch`` counts the sessions on the replication connection. ``published`` maps a
-    table to the catalog row of its membership in the publication for which the barrier of engine.md 4.8 is behind us.
+    about to be, allowed to forget. ``epoch`` counts the sessions on the replication connection. ``tables`` says of each
+    published table since when its shapes miss nothing.
     ``broken`` is not empty when the slot must not be continued, whatever else is found. ``temporary``: the slot was to
     be dropped at the end of its process.
     """
@@ -56,7 +57,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     epoch: int
     acknowledged: int
-    published: dict[int, int] = {}
+    tables: dict[int, Standing] = {}
     broken: str = ""
     temporary: bool = False
 
@@ -272,6 +273,8 @@ def encode(source: Source) -> bytes:
     fields = msgspec.to_builtins(source)
     for name in _POSITIONS:
         fields[name] = format_lsn(fields[name])
+    for standing in fields["tables"].values():
+        standing["since"] = format_lsn(standing["since"])
     return json.dumps({"format": FORMAT} | fields, indent=1).encode() + b"\n"
 
 
@@ -283,6 +286,8 @@ def decode(text: bytes) -> Source:
             raise ValueError("it was written by another version of Galvanic")
         for name in _POSITIONS:
             fields[name] = parse_lsn(fields[name])
+        for standing in fields.get("tables", {}).values():
+            standing["since"] = parse_lsn(standing["since"])
         return msgspec.convert(fields, Source, strict=True, str_keys=True)
     except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise CorruptSource(f"{FILE_NAME}: {error}") from None

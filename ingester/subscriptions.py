@@ -49,6 +49,11 @@ class Subscriptions:
             (request.table, f"{request.schema}.{request.name}", now - since) for request, since in self._tasks.values()
         ]
 
+    @property
+    def tables(self) -> set[int]:
+        """The tables that somebody waits for."""
+        return {request.table for request, _ in self._tasks.values()}
+
     async def close(self) -> None:
         """Give up what is under way; the workers ask the next ingester."""
         for task in self._tasks:
@@ -91,4 +96,4 @@ class Subscriptions:
         while ring and snapshot.shows(ring[0][0]):
             ring.popleft()  # seen once, seen by every later snapshot
         unseen = tuple(xid for xid, lsn in ring if lsn <= dispatched and not snapshot.shows(xid))
-        return Subscribed(request.id, dispatched, unseen)
+        return Subscribed(request.id, dispatched, unseen, request.table)

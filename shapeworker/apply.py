@@ -137,7 +137,7 @@ class Applier:
             for oid in pgoutput.parse_truncate(payload):
                 for group in self._targets(oid):
                     for shape in self._entering(group):
-                        self._end(shape, "its table was truncated")
+                        self._obstruct(shape, "its table was truncated")
 
     def _change(self, index: int, payload: bytes) -> None:
         groups = self._targets(pgoutput.relation_oid(payload))
@@ -150,7 +150,7 @@ class Applier:
             projection = group.projection
             if isinstance(projection, SchemaChanged):
                 for shape in shapes:
-                    self._end(shape, str(projection))
+                    self._obstruct(shape, str(projection))
                 continue
             try:
                 kind = payload[0]
@@ -168,7 +168,7 @@ class Applier:
                     lines = projection.update(old, row, self._headers, op)
             except IncompleteRow as error:
                 for shape in shapes:
-                    self._end(shape, f"{error}: REPLICA IDENTITY of the table is not FULL")
+                    self._obstruct(shape, f"{error}: REPLICA IDENTITY of the table is not FULL")
                 continue
             except Exception as error:
                 log.exception("a change could not be turned into JSON", table=shapes[0].table.name)
@@ -237,6 +237,10 @@ class Applier:
             self._touched.append(shape)
             share = SPILL_TOTAL_BYTES // len(self._touched)
             self._spill_bytes = min(SPILL_BYTES, max(SPILL_LEAST_BYTES, share))
+
+    def _obstruct(self, shape: Shape, reason: str) -> None:
+        if shape.obstruct(reason):
+            self._end(shape, reason)
 
     def _end(self, shape: Shape, reason: str) -> None:
         self.remove(shape)

@@ -36,7 +36,7 @@ from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate
-from shapeworker.shape import Life, Shape
+from shapeworker.shape import Life, Obstructed, Shape
 from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots
 from shapeworker.snapshot_connection import Stopped
 from shapeworker.sync import Syncer
@@ -261,8 +261,15 @@ class Creator:
         def on_started(snapshot: Snapshot, filter_until: int) -> bool:
             if shape.life is Life.ENDED:
                 return False
+            try:
+                end = shape.snapshot_taken(snapshot, filter_until)
+            except Obstructed as obstructed:
+                self._endings.end(shape, str(obstructed))
+                return False
+            if reason := self._holdings.missed(shape):
+                self._endings.end(shape, reason)
+                return False
             self._reading[f"{shape.handle} ({shape.table.name})"] = time.monotonic()
-            end = shape.snapshot_taken(snapshot, filter_until)
             if end is not None:
                 self._on_written(shape, end)
             return True

@@ -19,18 +19,23 @@ from common.lsn import Offset
 from common.messages import (
     ANSWER,
     FRAME,
+    GAP,
     MESSAGE,
     POSITION,
     STATUS_TOPIC,
+    Answer,
     Blocked,
     Credit,
     Durable,
     FromWorker,
+    Gap,
     Hello,
     Leave,
     Subscribe,
+    Subscribed,
     Unsubscribe,
     decode_answer,
+    decode_gap,
     decode_status,
     decode_to_worker,
     encode,
@@ -51,6 +56,7 @@ from shapeworker.lease import Lease
 from shapeworker.logs import OpenLogs
 from shapeworker.obstacles import of_disk, of_loop
 from shapeworker.ownership import Ownership
+from shapeworker.reconciler import Reconciler
 from shapeworker.requests import Requests
 from shapeworker.shape import Shape
 from shapeworker.stream import Intake, Verdict
@@ -130,6 +136,9 @@ class Worker:
             on_written=self.written,
             on_active=self._logs.open,
         )
+        self._reconciler = Reconciler(
+            self._pool, self._holdings, self._endings.end, settings.publication_refresh_period
+        )
         self._intake = Intake()
         self._lease = Lease(time.monotonic())
 
@@ -171,7 +180,7 @@ class Worker:
 
     async def run(self) -> int:
         """Work until told to stop. Returns the exit code."""
-        for work in (self._ownership.run(), self._syncer.run(), self._beat(), self._sweep()):
+        for work in (self._ownership.run(), self._syncer.run(), self._reconciler.run(), self._beat(), self._sweep()):
             self._crash.spawn(work)
         self._hello(0)
         log.info("shapeworker started", worker=self._worker)
@@ -283,9 +292,11 @@ class Worker:
             try:
                 for kind, index, payload in records(frame):
                     if kind == ANSWER:
-                        self._creator.answer(decode_answer(payload))
+                        self._on_answer(decode_answer(payload))
                     elif kind == POSITION:
                         self._on_position(*parse_position(payload))
+                    elif kind == GAP:
+                        self._on_gap(decode_gap(payload))
                     else:
                         self._applier.record(kind, index, payload)
             except StorageFull as error:
@@ -314,6 +325,19 @@ class Worker:
             else:
                 self._applier.remove(shape)
 
+    def _on_answer(self, answer: Answer) -> None:
+        self._creator.answer(answer)
+        if isinstance(answer, Subscribed) and not self._holdings.needs(answer.table):
+            # The shape ended while it was being subscribed: the ingester took us at our word.
+            self._tables.discard(answer.table)
+            self._send(Unsubscribe(answer.table))
+
+    def _on_gap(self, gap: Gap) -> None:
+        self._holdings.gaps[gap.table] = gap
+        for shape in self._holdings.of_table(gap.table):
+            if reason := self._holdings.missed(shape):
+                self._endings.end(shape, reason)
+
     def _on_full(self, error: StorageFull) -> None:
         # Nothing more of this epoch counts, so nothing more of it is reported durable: the slot waits with us.
         log.error("the storage directory is full; waiting for room", error=str(error))
@@ -336,6 +360,7 @@ class Worker:
         self._version = version
         self._tables = self._holdings.tables()
         self._hello(version)
+        self._reconciler.hurry()
 
     def _hello(self, version: int) -> None:
         self._send(
@@ -384,8 +409,10 @@ class Worker:
 
     def _on_ended(self, shape: Shape, reason: str) -> None:
         self._announcer.ended(shape, reason)
-        table = shape.table.oid
-        if table in self._tables and table not in self._holdings.tables():
+        self._drop(shape.table.oid)
+
+    def _drop(self, table: int) -> None:
+        if table in self._tables and not self._holdings.needs(table):
             self._tables.discard(table)
             self._send(Unsubscribe(table))
 

@@ -91,6 +91,7 @@ class Ownership:
             holdings.generation = assignment.generation
             if stale:
                 holdings.acknowledged = assignment.acknowledged
+                holdings.gaps.clear()  # positions of another generation may be those of another database
             if await self._take_all(sorted(wanted - holdings.partitions.keys()), assignment):
                 self._on_held(assignment.version)
 

@@ -208,6 +208,8 @@ def _check(
             raise SchemaChanged(f"column {name!r} is gone")
         if name not in expected or published[name].type_oid != expected[name].type_oid:
             raise SchemaChanged(f"column {name!r} has another type")
+        if published[name].type_mod != expected[name].type_mod:
+            raise SchemaChanged(f"column {name!r} has another type modifier")
     if not explicit and published.keys() != set(selected):
         raise SchemaChanged("a column was added, dropped or renamed")
 

@@ -27,13 +27,21 @@ class Life(Enum):
     ENDED = "ended"
 
 
+class Obstructed(Exception):
+    """A transaction that the shape cannot follow is not in its snapshot. Says what it held."""
+
+
 class HeldBack(NamedTuple):
-    """A transaction that came before it was known what the snapshot shows."""
+    """A transaction that came before it was known what the snapshot shows.
+
+    ``obstacle`` is why the shape must end if the snapshot does not show it.
+    """
 
     lsn: int
     xid: int
     ops: list[int]
     lines: list[bytes]
+    obstacle: str
 
 
 class Shape:
@@ -76,6 +84,7 @@ class Shape:
         self._ops: list[int] = []
         self._lines: list[bytes] = []
         self._size = 0
+        self._obstacle = ""
         self._held: list[HeldBack] = []
         self._held_size = 0
 
@@ -110,6 +119,7 @@ class Shape:
         """A transaction touches the shape for the first time: decide whether it counts."""
         self.serial = serial
         self._passing = (lsn, xid)
+        self._obstacle = ""
         self._take()
         if self.snapshot is None:
             self.skips = not self.holds_back or (bool(self._held) and lsn <= self._held[-1].lsn)
@@ -134,6 +144,16 @@ class Shape:
             op += 1
         return self._size
 
+    def obstruct(self, reason: str) -> bool:
+        """The passing transaction holds what the shape cannot follow. Returns whether the shape must end now.
+
+        Before its snapshot is known that is not known either: if the snapshot shows the transaction, all is well.
+        """
+        if self.snapshot is not None:
+            return True
+        self._obstacle = self._obstacle or reason
+        return False
+
     def spill(self, lsn: int) -> None:
         """Write what a large transaction has gathered so far; it stays invisible until the commit."""
         if self.snapshot is not None and self.log is not None and self._lines:
@@ -145,8 +165,8 @@ class Shape:
         ops, lines = self._take()
         self._passing = None
         if self.snapshot is None:
-            if lines:
-                self._held.append(HeldBack(lsn, xid, ops, lines))
+            if lines or self._obstacle:
+                self._held.append(HeldBack(lsn, xid, ops, lines, self._obstacle))
                 self._held_size += sum(map(len, lines))
             return None
         assert self.log is not None
@@ -165,20 +185,26 @@ class Shape:
     def snapshot_taken(self, snapshot: Snapshot, filter_until: int) -> Offset | None:
         """Now it is known what the snapshot shows: log what was held back and counts. Returns the log's new end.
 
-        A transaction that is passing stays in hand if it counts, and is dropped otherwise.
+        A transaction that is passing stays in hand if it counts, and is dropped otherwise. Raises :class:`Obstructed`
+        when one that counts cannot be followed: then the shape must end.
         """
         self.snapshot = snapshot
         self.filter_until = filter_until
         held, self._held, self._held_size = self._held, [], 0
         end = None
-        for lsn, xid, ops, lines in held:
+        for lsn, xid, ops, lines, obstacle in held:
             if self.counts(lsn, xid):
+                if obstacle:
+                    raise Obstructed(obstacle)
                 assert self.log is not None
                 self.log.append(lsn, ops, lines)
                 end = self.log.commit() or end
-        if self._passing is not None and not self.skips and not self.counts(*self._passing):
-            self.skips = True
-            self._take()
+        if self._passing is not None and not self.skips:
+            if not self.counts(*self._passing):
+                self.skips = True
+                self._take()
+            elif self._obstacle:
+                raise Obstructed(self._obstacle)
         return end
 
     def _take(self) -> tuple[list[int], list[bytes]]:

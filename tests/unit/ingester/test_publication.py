@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 import ingester.publication as publication_module
+from common.messages import Gap
 from common.pgoutput import parse_insert
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from deploy.embedded_postgres import EmbeddedPostgres
@@ -25,6 +26,7 @@ from ingester.publication import (
     ensure_publication,
     full_xid,
 )
+from ingester.standing import Standing
 
 NAME = 'Pub "of" d.tests'
 Outcome = Published | NotPublished
@@ -35,7 +37,8 @@ class Bench:
 
     def __init__(self, url: str, admin: Connection) -> None:
         self.url, self.admin = url, admin
-        self.settled: list[dict[int, int]] = []
+        self.standings: list[dict[int, Standing]] = []
+        self.gaps: list[Gap] = []
         self.remedies: list[str] = []
         self._pools: list[Pool] = []
         self._publications: list[Publication] = []
@@ -61,8 +64,8 @@ class Bench:
         )
         return sorted([row[0] async for row in cursor])
 
-    async def settle(self, settled: dict[int, int]) -> None:
-        self.settled.append(settled)
+    async def save(self, standings: dict[int, Standing]) -> None:
+        self.standings.append(standings)
 
     def publication(self, *, url: str | None = None, manual: bool = False, **options: Any) -> Publication:
         pool = Pool(url or self.url, "galvanic test pool", 4)
@@ -70,8 +73,9 @@ class Bench:
             pool,
             options.pop("name", NAME),
             manual=manual,
-            settled=options.pop("settled", {}),
-            on_settled=self.settle,
+            standings=options.pop("standings", {}),
+            on_standings=self.save,
+            on_gap=self.gaps.append,
             on_remedy=lambda _, script: self.remedies.append(script),
             **options,
         )
@@ -204,9 +208,11 @@ async def test_a_table_is_added_with_full_identity(bench: Bench) -> None:
     assert await bench.members() == ["items"]
     assert await bench.identity("items") == "f"
     membership = await bench.one("SELECT oid::int8 FROM pg_publication_rel")
-    assert bench.settled == [{await bench.oid("items"): membership}]
+    (standings,) = bench.standings
+    standing = standings[await bench.oid("items")]
+    assert (standing.membership, standing.key, standing.tree) == (membership, ("id",), {})
     assert await bench.ensure(made, "items") == Published()
-    assert len(bench.settled) == 1
+    assert len(bench.standings) == 1
     assert bench.remedies == []
 
 
@@ -237,10 +243,10 @@ async def test_all_leaves_of_a_partitioned_table_get_full_identity(bench: Bench)
     assert await bench.members() == ["root"]
     assert [await bench.identity(name) for name in ("root", "low", "mid", "mid a")] == ["f"] * 4
     root, low, mid, leaf = [await bench.oid(name) for name in ("root", "low", "mid", "mid a")]
-    assert await made.family(root) == Family((), (low, leaf))
-    assert await made.family(mid) == Family((root,), (leaf,))
-    assert await made.family(leaf) == Family((mid, root), ())
-    assert await made.family(4_000_000_000) == Family((), ())
+    assert await made.announced(root) == Family((), (low, leaf))
+    assert await made.announced(mid) == Family((root,), (leaf,))
+    assert await made.announced(leaf) == Family((mid, root), ())
+    assert await made.announced(4_000_000_000) == Family((), ())
 
 
 async def test_a_leaf_that_joins_later_is_adopted_without_another_barrier(bench: Bench) -> None:
@@ -398,12 +404,12 @@ async def test_a_membership_of_others_is_trusted_only_after_their_writers_have_e
     assert not task.done()
     await writer.execute("COMMIT")
     assert await task == Published()
-    settled = bench.settled[-1]
+    standings = bench.standings[-1]
     # Once is enough, also for a later incarnation that was told; but another membership of the table is another matter.
     await writer.execute("BEGIN")
     await writer.execute("INSERT INTO public.other VALUES (1)")
     assert await bench.ensure(made, "items") == Published()
-    later = bench.publication(manual=True, settled=settled, barrier_patience=0.1)
+    later = bench.publication(manual=True, standings=standings, barrier_patience=0.1)
     assert await bench.ensure(later, "items") == Published()
     publication = sql.Identifier(NAME).as_string(None)
     await bench.run(f"ALTER PUBLICATION {publication} DROP TABLE public.items")
@@ -473,7 +479,7 @@ async def test_callers_at_the_same_time_share_one_attempt(bench: Bench) -> None:
     assert waiting == 1
     await writer.execute("COMMIT")
     assert await asyncio.gather(*tasks) == [Published()] * 7
-    assert len(bench.settled) == 1
+    assert len(bench.standings) == 1
     await writer.close()
 
 

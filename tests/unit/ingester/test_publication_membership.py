@@ -16,8 +16,8 @@ from ingester.membership import (
     Steps,
     Verdict,
     examine,
-    is_settled,
     lock_tables,
+    settled,
 )
 
 FLAGS = Flags(oid=1, owned=True, operations=True, via_root=False, all_tables=False, generated="n")
@@ -97,10 +97,10 @@ def test_locks_go_from_the_top_down_and_take_the_strongest_needed_at_once() -> N
 
 
 @pytest.mark.parametrize(
-    ("settled", "known"),
-    [({12: 5}, True), ({10: 5}, True), ({12: 4}, False), ({11: 5}, False), ({}, False), ({12: 4, 10: 6}, True)],
+    ("memberships", "known"),
+    [({12: 5}, 5), ({10: 5}, 5), ({12: 4}, None), ({11: 5}, None), ({}, None), ({12: 4, 10: 6}, 6)],
 )
 def test_a_barrier_counts_for_one_membership_of_the_table_or_its_ancestors(
-    settled: dict[int, int], known: bool
+    memberships: dict[int, int], known: int | None
 ) -> None:
-    assert is_settled(settled, 12, Look(FLAGS, (LEAF,), (10,), (5, 6))) is known
+    assert settled(memberships, 12, Look(FLAGS, (LEAF,), (10,), (5, 6))) == known

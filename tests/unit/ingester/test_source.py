@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.lsn import MAX_LSN
-from common.source import FILE_NAME, Standing, read_standing
+from common.source import FILE_NAME, StorageState, read_storage_state
 from ingester.source import (
     Continue,
     CorruptSource,
@@ -28,6 +28,7 @@ from ingester.source import (
     session,
     storage_is_empty,
 )
+from ingester.standing import Standing
 
 OBSERVED = Observed(
     system_identifier="7711083865085797286",
@@ -39,6 +40,7 @@ OBSERVED = Observed(
     confirmed_flush=0x1_0000_1001,
     publication_oid=16400,
 )
+STANDING = Standing(membership=16500, since=0x1_0000_0800, reason="it was", key=("id",), tree={16390: 700})
 STORED = Source(
     system_identifier="7711083865085797286",
     timeline=1,
@@ -51,7 +53,7 @@ STORED = Source(
     generation=3,
     epoch=9,
     acknowledged=0x1_0000_1000,
-    published={16385: 16500},
+    tables={16385: STANDING},
 )
 NOW = 1_800_000_000
 
@@ -137,7 +139,7 @@ def test_a_new_generation_forgets_what_belonged_to_the_old_one() -> None:
     source = session(STORED, decide(STORED, False, observed), observed, partitions=8, now=NOW)
     assert (source.generation, source.epoch, source.partitions, source.timeline) == (4, 10, 32, 2)
     assert (source.consistent_point, source.acknowledged) == (500, 499)
-    assert source.published == {}
+    assert source.tables == {}
 
 
 lsns = st.integers(0, MAX_LSN)
@@ -159,10 +161,16 @@ def test_a_session_can_be_resumed_from_where_it_began(confirmed: int) -> None:
     assert source.acknowledged < confirmed or confirmed == 0
 
 
-@given(point=lsns, acknowledged=lsns, published=st.dictionaries(st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1)))
-def test_the_file_gives_back_what_was_saved(point: int, acknowledged: int, published: dict[int, int]) -> None:
+oids = st.integers(1, 2**32 - 1)
+standings = st.builds(
+    Standing, oids, lsns, st.text(), st.lists(st.text(), max_size=3).map(tuple), st.dictionaries(oids, oids, max_size=3)
+)
+
+
+@given(point=lsns, acknowledged=lsns, tables=st.dictionaries(oids, standings, max_size=3))
+def test_the_file_gives_back_what_was_saved(point: int, acknowledged: int, tables: dict[int, Standing]) -> None:
     source = msgspec.structs.replace(
-        STORED, consistent_point=point, acknowledged=acknowledged, published=published, database='a "b"\n', broken="é"
+        STORED, consistent_point=point, acknowledged=acknowledged, tables=tables, database='a "b"\n', broken="é"
     )
     assert decode(encode(source)) == source
 
@@ -231,16 +239,16 @@ def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
 
 
 def test_others_read_the_part_that_concerns_them(tmp_path: Path) -> None:
-    assert read_standing(tmp_path) is None
+    assert read_storage_state(tmp_path) is None
     file = SourceFile(tmp_path)
     file.save(STORED)
-    assert read_standing(tmp_path) == Standing(
+    assert read_storage_state(tmp_path) == StorageState(
         partitions=STORED.partitions, generation=STORED.generation, acknowledged=STORED.acknowledged
     )
     file.poison("the slot is gone")
-    assert read_standing(tmp_path) is None, "its shapes are about to end"
+    assert read_storage_state(tmp_path) is None, "its shapes are about to end"
     (tmp_path / FILE_NAME).write_bytes(b'{"format": 1, "partitions"')
-    assert read_standing(tmp_path) is None
+    assert read_storage_state(tmp_path) is None
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])

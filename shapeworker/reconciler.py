@@ -1,0 +1,84 @@
+"""Compares shapes with their tables as they are now, for what no change in the stream tells (engine.md 18.2).
+
+A table that nobody writes to sends no description of itself; nullability and the name of a root above partitions are
+in none. So all tables are described again each period, and whenever partitions have been taken over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import structlog
+
+from common.postgres import DATABASE_ERRORS, Pool, classify
+from common.table import Table, describe_oids, difference
+from shapeworker.holdings import Holdings
+from shapeworker.shape import Life, Shape
+
+log = structlog.get_logger()
+
+SHORTEST: Final = 0.1
+"""Seconds between two looks, whatever the setting says."""
+
+TABLES: Final = 200
+"""Described by one query."""
+
+
+def misfits(shapes: Iterable[Shape], tables: Mapping[int, Table]) -> list[tuple[Shape, str]]:
+    """The shapes that do not fit their tables any more, and why. Shapes of one view are compared once."""
+    reasons: dict[tuple[Table, tuple[str, ...], bool], str | None] = {}
+    found: list[tuple[Shape, str]] = []
+    for shape in shapes:
+        view = (shape.table, shape.selected, shape.request.columns is not None)
+        if view not in reasons:
+            reasons[view] = difference(shape.table, tables.get(shape.table.oid), shape.selected, view[2])
+        if reason := reasons[view]:
+            found.append((shape, reason))
+    return found
+
+
+class Reconciler:
+    """The looks of one worker. Errors of the database only postpone them."""
+
+    def __init__(self, pool: Pool, holdings: Holdings, end: Callable[[Shape, str], None], period: float) -> None:
+        """``period``: seconds between two looks."""
+        self._pool = pool
+        self._holdings = holdings
+        self._end = end
+        self._period = max(period, SHORTEST)
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Look now: there are shapes whose tables nobody has watched for a while."""
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(self._period):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+            self._hurry.clear()
+            try:
+                await self.look()
+            except DATABASE_ERRORS as error:
+                log.warning("the tables cannot be looked at now", reason=classify(error).message)
+
+    async def look(self) -> None:
+        """One look at all tables. Raises ``DATABASE_ERRORS``."""
+        # Those from before the look: a table may have changed again for a shape that is made during it.
+        oids = sorted(self._holdings.tables())
+        for start in range(0, len(oids), TABLES):
+            some = oids[start : start + TABLES]
+            shapes = [shape for oid in some for shape in self._holdings.of_table(oid) if shape.life is Life.ACTIVE]
+            if not shapes:
+                continue
+            async with self._pool.connection() as connection:
+                tables = await describe_oids(connection, some)
+            for shape, reason in misfits(shapes, tables):
+                if self._holdings.by_handle(shape.handle) is shape:
+                    self._end(shape, reason)
