@@ -1,0 +1,245 @@
+"""Every change of a table, while it is written and while nobody writes: which shapes end, and that others are right.
+
+All changes happen in one database with one stack, each on tables of its own. The shapes that must end do, also where
+no change will ever show why; all others live, and in the end every reader holds what Postgres does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+import pytest
+
+from tests.faults.mortal import Mortal, compare, stopped_at_last, until, written
+from tests.pipeline.fixtures import StartStack
+from tests.pipeline.reader import Reader
+
+PUBLICATION: Final = "electric_publication_default"
+PERIOD: Final = {"ELECTRIC_TWEAKS_PUBLICATION_REFRESH_PERIOD": "1s"}
+
+TABLE: Final = """
+CREATE TABLE {t} (id int PRIMARY KEY, keep text NOT NULL DEFAULT 'k', b varchar(10) DEFAULT 'b', n int DEFAULT 1);
+INSERT INTO {t} (id) SELECT generate_series(1, 5);
+"""
+TREE: Final = """
+CREATE TABLE {t} (id int PRIMARY KEY, keep text NOT NULL DEFAULT 'k') PARTITION BY RANGE (id);
+CREATE TABLE {t}_low PARTITION OF {t} FOR VALUES FROM (0) TO (100);
+CREATE TABLE {t}_high PARTITION OF {t} FOR VALUES FROM (100) TO (200);
+INSERT INTO {t} (id) VALUES (1), (2), (101), (102);
+"""
+WRITES: Final = (
+    "INSERT INTO {t} (id) SELECT max(id) + 1 FROM {t}",
+    "UPDATE {t} SET keep = keep || '.' WHERE id = 1",
+    "DELETE FROM {t} WHERE id = (SELECT max(id) FROM {t} WHERE id > 6)",
+)
+TREE_WRITES: Final = (
+    "UPDATE {t} SET keep = keep || '.' WHERE id IN (1, 101)",
+    "UPDATE {t} SET id = 103 - id WHERE id IN (2, 101)",  # moves rows between the leaves and back
+    "INSERT INTO {t} VALUES (50), (150)",
+    "DELETE FROM {t} WHERE id IN (50, 150)",
+)
+
+ALL: Final = None
+FEW: Final = ("id", "keep")
+WITH_B: Final = ("id", "b")
+
+
+class Shape(NamedTuple):
+    """A shape on ``{t}`` + ``suffix``."""
+
+    suffix: str = ""
+    columns: Sequence[str] | None = ALL
+
+
+class Case(NamedTuple):
+    """A change, and which shapes it ends and which it must not.
+
+    ``either``: these may do both, as long as they are right; so may ``silent_lives`` if the table is written.
+    """
+
+    name: str
+    change: str
+    ends: tuple[Shape, ...] = ()
+    lives: tuple[Shape, ...] = ()
+    silent_lives: tuple[Shape, ...] = ()
+    either: tuple[Shape, ...] = ()
+    setup: str = TABLE
+    writes: tuple[str, ...] = WRITES
+
+
+def plain(name: str, change: str, *, ends: tuple[Shape, ...] = (), lives: tuple[Shape, ...] = ()) -> Case:
+    return Case(name, change, ends, lives)
+
+
+def tree(
+    name: str,
+    change: str,
+    *,
+    ends: tuple[Shape, ...] = (),
+    lives: tuple[Shape, ...] = (),
+    either: tuple[Shape, ...] = (),
+) -> Case:
+    return Case(name, change, ends, lives, either=either, setup=TREE, writes=TREE_WRITES)
+
+
+WHOLE, SOME, SECOND = Shape(), Shape(columns=FEW), Shape(columns=WITH_B)
+LOW, HIGH = Shape("_low"), Shape("_high")
+
+CASES: Final = (
+    plain("added", "ALTER TABLE {t} ADD c text", ends=(WHOLE,), lives=(SOME, SECOND)),
+    plain("dropped", "ALTER TABLE {t} DROP b", ends=(WHOLE, SECOND), lives=(SOME,)),
+    plain("renamed_column", "ALTER TABLE {t} RENAME b TO z", ends=(WHOLE, SECOND), lives=(SOME,)),
+    plain("retyped", "ALTER TABLE {t} ALTER b TYPE text", ends=(WHOLE, SECOND), lives=(SOME,)),
+    plain("longer", "ALTER TABLE {t} ALTER b TYPE varchar(20)", ends=(WHOLE, SECOND), lives=(SOME,)),
+    plain("not_null", "ALTER TABLE {t} ALTER b SET NOT NULL", ends=(WHOLE, SECOND), lives=(SOME,)),
+    plain("nullable", "ALTER TABLE {t} ALTER keep DROP NOT NULL", ends=(WHOLE, SOME), lives=(SECOND,)),
+    plain(
+        "other_key",
+        "ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, ADD PRIMARY KEY (id, keep)",
+        ends=(WHOLE, SOME, SECOND),
+    ),
+    plain("new_default", "ALTER TABLE {t} ALTER n SET DEFAULT 7", lives=(WHOLE, SOME)),
+    plain("harmless", "CREATE INDEX ON {t} (n); ALTER TABLE {t} ADD CHECK (id > 0); ANALYZE {t}", lives=(WHOLE,)),
+    plain("rewritten", "VACUUM FULL {t}", lives=(WHOLE, SOME)),
+    plain("in_a_transaction", "BEGIN; INSERT INTO {t} (id) VALUES (-1); ALTER TABLE {t} ADD c text; "
+          "INSERT INTO {t} (id) VALUES (-2); COMMIT", ends=(WHOLE,), lives=(SOME,)),
+    plain("undone", "BEGIN; ALTER TABLE {t} ADD c text; INSERT INTO {t} (id) VALUES (-3); ROLLBACK", lives=(WHOLE,)),
+    plain("there_and_back", "BEGIN; ALTER TABLE {t} RENAME b TO z; INSERT INTO {t} (id) VALUES (-4); "
+          "ALTER TABLE {t} RENAME z TO b; COMMIT", ends=(), lives=(SOME,)),
+    plain("gone", "DROP TABLE {t}", ends=(WHOLE, SOME)),
+    plain("replaced", "BEGIN; DROP TABLE {t}; " + TABLE + "COMMIT", ends=(WHOLE, SOME)),
+    plain("swapped", "BEGIN; ALTER TABLE {t} RENAME TO {t}_old; CREATE TABLE {t} (LIKE {t}_old INCLUDING ALL); COMMIT",
+          ends=(WHOLE, SOME)),
+    plain("renamed", "ALTER TABLE {t} RENAME TO {t}_other", ends=(WHOLE, SOME)),
+    plain("elsewhere", "CREATE SCHEMA IF NOT EXISTS s; ALTER TABLE {t} SET SCHEMA s", ends=(WHOLE,)),
+    plain("truncated", "TRUNCATE {t}", ends=(WHOLE, SOME)),
+    plain("filled_anew", "BEGIN; INSERT INTO {t} (id) VALUES (-5); TRUNCATE {t}; INSERT INTO {t} (id) VALUES (1), (2); "
+          "COMMIT", ends=(WHOLE,)),
+    Case("cascade", "TRUNCATE {t} CASCADE", ends=(WHOLE, Shape("_ref")), lives=(Shape("_kin"),),
+         setup=TABLE + "CREATE TABLE {t}_ref (id int PRIMARY KEY REFERENCES {t}); INSERT INTO {t}_ref VALUES (1);"
+         "CREATE TABLE {t}_kin (id int PRIMARY KEY); INSERT INTO {t}_kin VALUES (1);"),
+    Case("identity", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT; UPDATE {t} SET n = 5 WHERE id = 1", ends=(WHOLE, SOME)),
+    Case("identity_only", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT", silent_lives=(WHOLE,)),
+    plain("unpublished", "ALTER PUBLICATION {p} DROP TABLE {t}", ends=(WHOLE, SOME)),
+    plain("republished", "ALTER PUBLICATION {p} DROP TABLE {t}; UPDATE {t} SET n = 6; "
+          "ALTER PUBLICATION {p} ADD TABLE {t}", ends=(WHOLE, SOME)),
+    plain("filtered", "BEGIN; ALTER PUBLICATION {p} DROP TABLE {t}; ALTER PUBLICATION {p} ADD TABLE {t} "
+          "WHERE (n > 5); COMMIT", ends=(WHOLE, SOME)),
+    plain("narrowed", "BEGIN; ALTER PUBLICATION {p} DROP TABLE {t}; ALTER PUBLICATION {p} ADD TABLE {t} (id); COMMIT",
+          ends=(WHOLE, SOME)),
+    tree("leaf_added", "CREATE TABLE {t}_more PARTITION OF {t} FOR VALUES FROM (200) TO (300); "
+         "INSERT INTO {t} VALUES (201)", lives=(WHOLE, LOW, HIGH)),
+    tree("branch_added", "CREATE TABLE {t}_more PARTITION OF {t} FOR VALUES FROM (200) TO (300) PARTITION BY "
+         "RANGE (id); CREATE TABLE {t}_most PARTITION OF {t}_more FOR VALUES FROM (200) TO (250); "
+         "INSERT INTO {t} VALUES (202)", lives=(WHOLE, LOW)),
+    tree("full_leaf_attached", "CREATE TABLE {t}_more (LIKE {t} INCLUDING ALL); INSERT INTO {t}_more VALUES (203); "
+         "ALTER TABLE {t} ATTACH PARTITION {t}_more FOR VALUES FROM (200) TO (300)", ends=(WHOLE,), lives=(LOW, HIGH)),
+    tree("full_leaf_at_once", "BEGIN; CREATE TABLE {t}_more (LIKE {t} INCLUDING ALL); "
+         "INSERT INTO {t}_more VALUES (204); "
+         "ALTER TABLE {t} ATTACH PARTITION {t}_more FOR VALUES FROM (200) TO (300); COMMIT",
+         ends=(WHOLE,), lives=(LOW, HIGH)),
+    tree("detached", "ALTER TABLE {t} DETACH PARTITION {t}_high", ends=(WHOLE,), lives=(LOW,),
+         either=(HIGH,)),  # whether it is published by itself depends on which shape came first
+    tree("detached_slowly", "ALTER TABLE {t} DETACH PARTITION {t}_high CONCURRENTLY", ends=(WHOLE,), lives=(LOW,)),
+    tree("detached_and_back", "ALTER TABLE {t} DETACH PARTITION {t}_high; DELETE FROM {t}_high WHERE id = 102; "
+         "ALTER TABLE {t} ATTACH PARTITION {t}_high FOR VALUES FROM (100) TO (200)", ends=(WHOLE,), lives=(LOW,)),
+    tree("leaf_dropped", "DROP TABLE {t}_high", ends=(WHOLE, HIGH), lives=(LOW,)),
+    tree("root_renamed", "ALTER TABLE {t} RENAME TO {t}_other", ends=(WHOLE,), lives=(LOW,)),
+    tree("leaf_renamed", "ALTER TABLE {t}_low RENAME TO {t}_lower", ends=(LOW,), lives=(WHOLE, HIGH)),
+    tree("root_truncated", "TRUNCATE {t}", ends=(WHOLE, LOW, HIGH)),
+    tree("leaf_truncated", "TRUNCATE {t}_low", ends=(WHOLE, LOW), lives=(HIGH,)),
+    tree("leaf_identity", "ALTER TABLE {t}_low REPLICA IDENTITY DEFAULT; UPDATE {t} SET keep = 'u' WHERE id = 1",
+         ends=(WHOLE, LOW), lives=(HIGH,)),
+    tree("root_column", "ALTER TABLE {t} ADD c text", ends=(WHOLE, LOW, HIGH),
+         lives=(SOME, Shape("_low", FEW))),
+    Case("moved", "BEGIN; ALTER TABLE {t} DETACH PARTITION {t}_high; ALTER TABLE {t}_too ATTACH PARTITION {t}_high "
+         "FOR VALUES FROM (100) TO (200); COMMIT", ends=(WHOLE, Shape("_too")), lives=(LOW,), setup=TREE +
+         "CREATE TABLE {t}_too (id int PRIMARY KEY, keep text NOT NULL DEFAULT 'k') PARTITION BY RANGE (id);",
+         writes=TREE_WRITES),
+)  # fmt: skip
+
+QUICK: Final = (
+    "added", "not_null", "other_key", "replaced", "renamed", "truncated", "identity", "unpublished", "republished",
+    "new_default", "leaf_added", "full_leaf_attached", "full_leaf_at_once", "detached", "leaf_dropped", "root_renamed",
+)  # fmt: skip
+"""What every run of the tests sees; the others take a minute."""
+
+
+def statements(text: str, table: str) -> list[str]:
+    """The statements one by one, since some may not run in a transaction."""
+    named = text.replace("{t}", table).replace("{p}", PUBLICATION)
+    return [statement.strip() for statement in named.split(";") if statement.strip()]
+
+
+@pytest.mark.parametrize("load", ["written", "silent"])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param([case for case in CASES if case.name in QUICK], id="quick"),
+        pytest.param([case for case in CASES if case.name not in QUICK], id="others", marks=pytest.mark.faults),
+    ],
+)
+async def test_a_change_of_a_table_ends_the_shapes_it_concerns_and_no_others(
+    database: str, start_stack: StartStack, cases: list[Case], load: str
+) -> None:
+    readers: list[Reader] = []
+    async with (
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as connection,
+        stopped_at_last(readers),
+    ):
+        await connection.execute("CREATE TABLE marker (id bigserial PRIMARY KEY)")
+        for case in cases:
+            for statement in statements(case.setup, case.name):
+                await connection.execute(statement.encode())
+        stack = await start_stack(database, workers=2, environment=PERIOD)
+        mortal: dict[str, Mortal] = {}
+        immortal: list[Reader] = [Reader(stack.url, "marker")]
+        for case in cases:
+            for shape in case.ends + case.either + (case.silent_lives if load == "written" else ()):
+                doomed = Mortal(stack.url, case.name + shape.suffix, columns=shape.columns)
+                readers.append(doomed)
+                if shape in case.ends:
+                    mortal[doomed.name] = doomed
+            for shape in case.lives + (case.silent_lives if load == "silent" else ()):
+                immortal.append(Reader(stack.url, case.name + shape.suffix, columns=shape.columns))
+        readers += immortal
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            await reader.current()
+        await asyncio.sleep(1)  # a complete shape is made durable within moments
+        for reader in immortal:
+            reader.protected = True
+        early = [name for name, reader in mortal.items() if reader.over]
+        assert not early, f"ended although nothing has changed: {early}"
+        async with contextlib.AsyncExitStack() as load_on:
+            if load == "written":
+                for case in cases:
+                    writes = [write.replace("{t}", case.name) for write in case.writes]
+                    await load_on.enter_async_context(written(database, writes, pause=0.2))
+            for case in cases:
+                for statement in statements(case.change, case.name):
+                    try:
+                        await connection.execute(statement.encode())
+                    except psycopg.Error as error:
+                        raise AssertionError(f"{case.name}: {statement}: {error}") from error
+            await until(
+                lambda: all(reader.over for reader in mortal.values()),
+                readers,
+                lambda: [name for name, reader in mortal.items() if not reader.over],
+            )
+        # What stands in the way of new shapes goes; the table is published anew by the next request.
+        for case in cases:
+            if case.name in ("filtered", "narrowed"):
+                await connection.execute(f"ALTER PUBLICATION {PUBLICATION} DROP TABLE {case.name}".encode())
+        await compare(database, readers)
+        cursor = await connection.execute(
+            "SELECT c.relname FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid "
+            "WHERE c.relkind = 'r' AND c.relreplident <> 'f'"
+        )
+        assert await cursor.fetchall() == []
+    stack.check()
