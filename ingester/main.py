@@ -206,7 +206,9 @@ class Ingester:
         reconciler = Reconciler(
             publication,
             lambda: None if group.tables is None else group.tables | subscriptions.tables,
-            self._settings.publication_refresh_period,
+            lambda version: asyncio.to_thread(self._file.update, publication_version=version),
+            version=source.publication_version,
+            period=self._settings.publication_refresh_period,
         )
         self._lost = None
         group.coordinator.expire_epoch()

@@ -32,7 +32,10 @@ _KINDS: Final = {
 
 
 class Flags(msgspec.Struct, frozen=True):
-    """The publication itself. ``generated`` is ``s`` where stored generated columns are published (18 and later)."""
+    """The publication itself. ``generated`` is ``s`` where stored generated columns are published (18 and later).
+
+    ``version`` changes whenever any of it is altered, by anybody; its tables are no part of it.
+    """
 
     oid: int
     owned: bool
@@ -40,6 +43,7 @@ class Flags(msgspec.Struct, frozen=True):
     via_root: bool
     all_tables: bool
     generated: str
+    version: int = 0
 
 
 class Relation(msgspec.Struct, frozen=True):
@@ -100,7 +104,7 @@ WITH RECURSIVE tree(oid, level, attached) AS (
     SELECT i.inhparent, a.level + 1
     FROM above a JOIN pg_inherits i ON i.inhrelid = a.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relispartition AND NOT i.inhdetachpending
-), publication AS (SELECT * FROM pg_publication WHERE pubname = %(publication)s
+), publication AS (SELECT *, xmin AS version FROM pg_publication WHERE pubname = %(publication)s
 ), entries AS NOT MATERIALIZED (
     SELECT to_jsonb(r) AS row, r.oid, r.prrelid FROM pg_publication_rel r JOIN publication p ON p.oid = r.prpubid
 ) SELECT json_build_object(
@@ -108,7 +112,8 @@ WITH RECURSIVE tree(oid, level, attached) AS (
         SELECT json_build_object(
             'oid', p.oid::bigint, 'owned', pg_has_role(p.pubowner, 'USAGE'), 'via_root', p.pubviaroot,
             'operations', p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
-            'all_tables', p.puballtables, 'generated', coalesce(to_jsonb(p) ->> 'pubgencols', 'n'))
+            'all_tables', p.puballtables, 'generated', coalesce(to_jsonb(p) ->> 'pubgencols', 'n'),
+            'version', p.version::text::bigint)
         FROM publication p),
     'relations', (
         SELECT coalesce(json_agg(json_build_object(
@@ -289,6 +294,11 @@ def drop_table(publication: str, relation: Relation) -> sql.Composed:
 def set_identity(relation: Relation) -> sql.Composed:
     """Makes updates and deletes carry the whole old row."""
     return sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY FULL").format(relation.identifier)
+
+
+def publish_generated(publication: str) -> sql.Composed:
+    """Makes the publication publish stored generated columns (18 and later)."""
+    return sql.SQL("ALTER PUBLICATION {} SET (publish_generated_columns = stored)").format(sql.Identifier(publication))
 
 
 def set_operations(publication: str) -> sql.Composed:

@@ -35,6 +35,7 @@ from ingester.membership import (
     lock_tables,
     look,
     look_all,
+    publish_generated,
     set_identity,
     set_operations,
     settled,
@@ -65,12 +66,15 @@ _AGAIN: Final = (
 
 class PublicationState(NamedTuple):
     """``fresh``: what was changed before now may be missing from the WAL as this publication filters it, so the slot
-    must be made anew (engine.md 3.4). ``generated_columns``: stored ones are published."""
+    must be made anew (engine.md 3.4). ``generated_columns``: stored ones are published. ``version`` is that of the
+    publication now, ``found`` the one it had, as far as that tells of alterations that are not ours."""
 
     oid: int
     fresh: bool
     owned: bool
     generated_columns: bool
+    version: int = 0
+    found: int = 0
 
 
 async def ensure_publication(
@@ -105,11 +109,14 @@ async def ensure_publication(
         await admin.execute(repair)
         fresh = True
     if has_generated and flags.generated != "s" and flags.owned and not manual:
-        await admin.execute(
-            sql.SQL("ALTER PUBLICATION {} SET (publish_generated_columns = stored)").format(sql.Identifier(name))
-        )
-        return PublicationState(flags.oid, fresh, flags.owned, True)
-    return PublicationState(flags.oid, fresh, flags.owned, flags.generated == "s")
+        await admin.execute(publish_generated(name))
+    now = (await look(admin, name, _NO_TABLE)).publication
+    if now is None or now.oid != flags.oid:
+        raise DatabaseProblem(Kind.RETRY, f'Publication "{name}" was dropped while it was looked at')
+    generated = now.generated == "s"
+    # Whoever switched generated columns off did what shows, and so did we.
+    found = flags.version if now.generated == flags.generated and not fresh else 0
+    return PublicationState(now.oid, fresh, now.owned, generated, now.version, found)
 
 
 async def _create(admin: Connection, name: str, has_generated: bool) -> Flags:
@@ -237,6 +244,14 @@ class Publication:
         """
         flags = (await self._look(_NO_TABLE)).publication
         return flags, {} if flags is None else await self._check(set(self._standings))
+
+    async def publish_generated(self) -> Flags | None:
+        """Switches stored generated columns on again, if we may. Returns what the publication is afterwards."""
+        async with self._admin.connection() as connection:
+            flags = (await look(connection, self._name, _NO_TABLE)).publication
+            if flags is not None and flags.owned and not self._manual:
+                await connection.execute(publish_generated(self._name))
+            return (await look(connection, self._name, _NO_TABLE)).publication
 
     async def release(self, oid: int) -> None:
         """No shape needs the table any more: forgets it, and takes it out of the publication if it is ours to alter.

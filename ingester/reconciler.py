@@ -7,7 +7,7 @@ silent; one that nobody needs any more still costs. The first ends the session, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -24,8 +24,13 @@ SHORTEST: Final = 0.1
 """Seconds between two looks, whatever the setting says."""
 
 
-def fault(before: Flags | None, now: Flags | None) -> str:
-    """Why nothing that comes from the slot can be trusted any more; empty if it can."""
+def fault(before: Flags | None, now: Flags | None, version: int) -> str:
+    """Why nothing that comes from the slot can be trusted any more; empty if it can.
+
+    ``version`` is the one that may be found unless ``before`` explains another. That stored generated columns are not
+    published any more is no such reason: the stream tells it before the next change, and only shapes that select one
+    end.
+    """
     if now is None:
         return "the publication was dropped"
     if before is not None and before.oid != now.oid:
@@ -34,19 +39,32 @@ def fault(before: Flags | None, now: Flags | None) -> str:
         return "the publication does not publish INSERT, UPDATE, DELETE and TRUNCATE any more"
     if now.via_root:
         return "the publication publishes changes of partitions under the name of their root"
+    if now.version != version and (before is None or before.generated == now.generated):
+        return "the publication was altered by somebody"
     return ""
 
 
 class Reconciler:
     """One session's looks at the publication. Errors of the database only postpone them."""
 
-    def __init__(self, publication: Publication, needed: Callable[[], AbstractSet[int] | None], period: float) -> None:
+    def __init__(
+        self,
+        publication: Publication,
+        needed: Callable[[], AbstractSet[int] | None],
+        on_version: Callable[[int], Awaitable[object]],
+        *,
+        version: int,
+        period: float,
+    ) -> None:
         """``needed``: the tables that shapes need or somebody waits for; ``None`` while that is not known.
 
-        ``period``: seconds between two looks.
+        ``version`` is the one that the publication had when the session began; ``on_version`` is awaited with each that
+        a later session may find. ``period``: seconds between two looks.
         """
         self._publication = publication
         self._needed = needed
+        self._version = version
+        self._on_version = on_version
         self._period = period
         self._flags: Flags | None = None
         self._unused: AbstractSet[int] = frozenset()
@@ -64,9 +82,15 @@ class Reconciler:
 
     async def look(self) -> str:
         """One look; the reason why the session must end, if it must. Raises ``DATABASE_ERRORS``."""
-        flags, looks = await self._publication.check()
-        if reason := fault(self._flags, flags):
+        before, (flags, looks) = self._flags, await self._publication.check()
+        if reason := fault(before, flags, self._version):
             return reason
+        if before is not None and flags is not None and before.generated != flags.generated:
+            log.warning("somebody switched the publication of generated columns", stored=flags.generated == "s")
+            flags = await self._publication.publish_generated()
+            if flags is not None:
+                self._version = flags.version
+                await self._on_version(flags.version)
         self._flags = flags
         needed = self._needed()
         if needed is None:

@@ -108,6 +108,8 @@ async def open_session(
             slot_reason=state.reason,
             confirmed_flush=state.confirmed_flush,
             publication_oid=published.oid,
+            publication_version=published.version,
+            publication_found=published.found,
         )
         decision = source.decide(stored, source.storage_is_empty(settings.storage_dir), observed)
         if isinstance(decision, NewGeneration) and not decision.first:

@@ -41,7 +41,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     ``consistent_point`` is where the slot began; ``acknowledged`` the highest LSN up to which Postgres was, or is
     about to be, allowed to forget. ``epoch`` counts the sessions on the replication connection. ``tables`` says of each
-    published table since when its shapes miss nothing.
+    published table since when its shapes miss nothing. ``publication_version`` is that of ``Flags``.
     ``broken`` is not empty when the slot must not be continued, whatever else is found. ``temporary``: the slot was to
     be dropped at the end of its process.
     """
@@ -60,11 +60,15 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[int, Standing] = {}
     broken: str = ""
     temporary: bool = False
+    publication_version: int = 0
 
 
 class Observed(NamedTuple):
     """What a session finds before it streams. ``confirmed_flush`` of a slot just made is its consistent point, and
-    ``slot_reason`` why it had to be made."""
+    ``slot_reason`` why it had to be made.
+
+    ``publication_found`` is the version of the publication before we altered it, 0 where it does not matter.
+    """
 
     system_identifier: str
     timeline: int
@@ -75,6 +79,8 @@ class Observed(NamedTuple):
     confirmed_flush: int
     publication_oid: int
     slot_reason: str = ""
+    publication_version: int = 0
+    publication_found: int = 0
 
 
 class Continue(NamedTuple):
@@ -118,6 +124,10 @@ def decide(stored: Source | None, storage_is_empty: bool, observed: Observed) ->
         return NewGeneration(f"the replication slot {observed.slot!r} had to be created{cause}")
     if stored.publication_oid != observed.publication_oid:
         return NewGeneration("the publication was dropped and created again by somebody else")
+    if 0 not in (stored.publication_version, observed.publication_found) and (
+        stored.publication_version != observed.publication_found
+    ):
+        return NewGeneration("the publication was altered by somebody: meanwhile changes may not have been published")
     if observed.confirmed_flush > stored.acknowledged + 1:
         return NewGeneration(
             f"the replication slot {observed.slot!r} is at {format_lsn(observed.confirmed_flush)}, beyond "
@@ -137,7 +147,13 @@ def session(
     replaces the counters when the file that held them is lost: it is above anything they can have counted up to.
     """
     if stored is not None and decision == Continue():
-        return msgspec.structs.replace(stored, epoch=stored.epoch + 1, database=observed.database, temporary=temporary)
+        return msgspec.structs.replace(
+            stored,
+            epoch=stored.epoch + 1,
+            database=observed.database,
+            temporary=temporary,
+            publication_version=observed.publication_version,
+        )
     if stored is not None:
         generation, epoch = stored.generation + 1, stored.epoch + 1
     else:
@@ -150,6 +166,7 @@ def session(
         slot=observed.slot,
         consistent_point=observed.confirmed_flush,
         publication_oid=observed.publication_oid,
+        publication_version=observed.publication_version,
         partitions=stored.partitions if stored is not None else partitions,
         generation=generation,
         epoch=epoch,

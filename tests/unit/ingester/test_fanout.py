@@ -188,3 +188,17 @@ def test_many_workers_share_what_may_be_in_flight() -> None:
         fanout.message(build.insert(10, [b"x" * 10_000]))
         sent += 10_000
     assert sent * 64 <= CREDIT_TOTAL_BYTES + 64 * FRAME_BYTES
+
+
+def test_gaps_are_told_at_once_and_again_at_the_start_of_each_epoch() -> None:
+    receiver = Receiver()
+    gap = m.Gap(30, 1 << 60, "so")
+    fanout = started(receiver, {"a": {10}, "b": set()})
+    fanout.message(build.begin(2000, 800))
+    fanout.gap(gap)
+    assert [m.decode_gap(payload) for _, _, payload in receiver.records("b", 1)[1:]] == [gap]
+    fanout.start_epoch(2, 1500, {"a": ((0,), {10}), "b": ((1,), set())}, [gap])
+    for worker in ("a", "b"):
+        (_, position), (_, told) = ((kind, payload) for kind, _, payload in receiver.records(worker, 2))
+        assert m.parse_position(position)[0] == 1500
+        assert m.decode_gap(told) == gap

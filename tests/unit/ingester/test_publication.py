@@ -143,7 +143,10 @@ async def backend_waits(bench: Bench) -> None:
 async def test_a_publication_is_made_once_with_all_operations(bench: Bench) -> None:
     again = await ensure_publication(bench.admin, NAME, manual=False)
     generated = bench.admin.info.server_version >= 180000
-    assert again == PublicationState(again.oid, fresh=False, owned=True, generated_columns=generated)
+    assert again == PublicationState(
+        again.oid, fresh=False, owned=True, generated_columns=generated, version=again.version, found=again.version
+    )
+    assert again.version
     told: list[str] = []
 
     async def record(reason: str) -> None:
@@ -618,3 +621,82 @@ async def test_open_transactions_are_unseen(bench: Bench, end: str) -> None:
     assert (await current_snapshot(bench.admin)).shows(xid)
     assert xid < await full_xid(bench.admin) < xid + 1000
     await writer.close()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# looking again
+
+
+async def position(bench: Bench) -> int:
+    return int(await bench.one("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"))
+
+
+async def test_a_look_tells_gaps_once_and_after_what_it_saw(bench: Bench) -> None:
+    await bench.run(PLAIN, "CREATE TABLE public.other (id int PRIMARY KEY)")
+    made = bench.publication()
+    for name in ("items", "other"):
+        assert await bench.ensure(made, name) == Published()
+    oid = await bench.oid("items")
+    bench.gaps.clear()
+    await made.check()
+    assert bench.gaps == []
+    before = await position(bench)
+    await bench.run("ALTER TABLE public.items DROP CONSTRAINT items_pkey")
+    after = await position(bench)
+    await made.check()
+    (gap,) = bench.gaps
+    assert gap.table == oid
+    assert before < after <= gap.since
+    assert made.gaps()[0] == gap
+    assert bench.standings[-1][oid].since == gap.since
+    await made.check()
+    assert bench.gaps == [gap]
+
+
+async def test_a_table_that_was_taken_out_is_added_again_after_its_gap_is_known(bench: Bench) -> None:
+    await bench.run(PLAIN)
+    made = bench.publication()
+    await bench.ensure(made, "items")
+    first = bench.gaps[-1]
+    publication = sql.Identifier(NAME).as_string(None)
+    for looked in (True, False):
+        await bench.run(f"ALTER PUBLICATION {publication} DROP TABLE public.items")
+        if looked:
+            await made.check()
+            assert bench.gaps[-1].since > first.since
+        before = await position(bench)
+        assert await bench.ensure(made, "items") == Published()
+        assert await bench.members() == ["items"]
+        assert bench.gaps[-1].since > before
+        assert bench.standings[-1][bench.gaps[-1].table].since == bench.gaps[-1].since
+
+
+async def test_a_released_table_leaves_the_publication(bench: Bench) -> None:
+    await bench.run(*PARTITIONED)
+    made = bench.publication()
+    assert await bench.ensure(made, "root") == Published()
+    assert await bench.ensure(made, "low") == Published()
+    await made.release(await bench.oid("low"))  # has no entry of its own
+    assert await bench.members() == ["root"]
+    await made.release(await bench.oid("root"))
+    assert await bench.members() == []
+    assert bench.standings[-1] == {}
+    manual = bench.publication(manual=True, standings=bench.standings[0])
+    await bench.run(f"ALTER PUBLICATION {sql.Identifier(NAME).as_string(None)} ADD TABLE public.root")
+    await manual.release(await bench.oid("root"))
+    assert await bench.members() == ["root"]
+
+
+async def test_a_release_waits_for_nobody_and_everybody_for_it(bench: Bench) -> None:
+    await bench.run(PLAIN)
+    made = bench.publication()
+    await bench.ensure(made, "items")
+    oid = await bench.oid("items")
+    ensuring = asyncio.create_task(bench.ensure(made, "items"))
+    await asyncio.sleep(0.05)
+    outcomes = await asyncio.gather(*(made.release(oid) if n % 2 else bench.ensure(made, "items") for n in range(20)))
+    assert set(outcomes) <= {None, Published()}
+    assert await ensuring == Published()
+    assert await bench.ensure(made, "items") == Published()
+    membership = await bench.one("SELECT oid::int8 FROM pg_publication_rel")
+    assert made.standings[oid].membership == membership

@@ -24,7 +24,7 @@ from common.shapelog.writer import LogWriter
 from common.table import Column, Table
 from common.xid import Snapshot
 from shapeworker.apply import Applier
-from shapeworker.shape import Life, Shape
+from shapeworker.shape import Life, Obstructed, Shape
 from tests.unit import pgoutput_messages as build
 
 OID = 5
@@ -280,13 +280,47 @@ def test_truncate_ends_the_shapes_of_the_table_unless_the_snapshot_shows_it(tmp_
     assert [len(entries(shape)) for shape in (old, new)] == [0, 1]
 
 
+WIDER = RELATION._replace(columns=(*RELATION.columns, RelationColumn("new", 25, -1, False)))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("passing", [True, False])
+@pytest.mark.parametrize("what", ["truncate", "schema", "identity"])
+def test_what_a_new_shape_cannot_follow_ends_it_only_if_its_snapshot_does_not_show_it(
+    tmp_path: Path, shown: bool, passing: bool, what: str
+) -> None:
+    shape = make_shape(tmp_path)
+    events = Recorder()
+    applier = Applier(events, reopen)
+    applier.add(shape)
+    change = {
+        "truncate": m.record(m.TRUNCATE, 0, build.truncate([OID])),
+        "schema": m.record(m.CHANGE, 0, build.insert(OID, [b"1", b"a", b"n"])),
+        "identity": m.record(m.CHANGE, 0, b"U" + OID.to_bytes(4, "big") + b"N" + build.row([b"1", b"a"])),
+    }[what]
+    parts = [m.begin_record(1000, 7, 0), change, m.commit_record(1000, 7, 1)]
+    feed(applier, relation(WIDER if what == "schema" else RELATION))
+    feed(applier, list(m.records(m.frame_head(0, 0) + b"".join(parts[: 2 if passing else 3]))))
+    snapshot = Snapshot(8, 8, frozenset()) if shown else Snapshot(7, 8, frozenset((7,)))
+    if not shown:
+        with pytest.raises(Obstructed):
+            shape.snapshot_taken(snapshot, 1001)
+        return
+    assert shape.snapshot_taken(snapshot, 1001) is None
+    if passing:
+        feed(applier, list(m.records(m.frame_head(0, 0) + parts[2])))
+    shape.life = Life.ACTIVE
+    feed(applier, relation(), transaction(2000, 9, [build.insert(OID, [b"1", b"a"])]))
+    assert events.endings == []
+    assert len(entries(shape)) == 1
+
+
 def test_a_changed_table_ends_its_shapes_at_the_next_change_only(tmp_path: Path) -> None:
     shape = active(tmp_path)
     events = Recorder()
     applier = Applier(events, reopen)
     applier.add(shape)
-    wider = RELATION._replace(columns=(*RELATION.columns, RelationColumn("new", 25, -1, False)))
-    feed(applier, relation(wider))
+    feed(applier, relation(WIDER))
     assert events.endings == []
     feed(applier, transaction(1000, 7, [build.insert(OID, [b"1", b"a", b"n"])]))
     assert events.endings == ["a column was added, dropped or renamed"]
