@@ -259,7 +259,7 @@ class Publication:
         Does nothing while any table is being published. Raises ``psycopg.Error``, ``PoolBusy``.
         """
         standing = self._standings.get(oid)
-        if self._running or standing is None:
+        if standing is None or self._running or not self._undisturbed.is_set():
             return
         self._undisturbed.clear()
         try:
