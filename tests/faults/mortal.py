@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final
 
 import psycopg
 
 from tests.pipeline.client_view import Violation
 from tests.pipeline.reader import HANG_SECONDS, Reader
 from tests.pipeline.schema import mark
+
+IN_THE_WAY: Final = (
+    psycopg.ProgrammingError,
+    psycopg.IntegrityError,
+    psycopg.DataError,
+    psycopg.InternalError,
+    psycopg.errors.DeadlockDetected,
+)
+"""What a statement may meet while others change its table."""
 
 
 class Mortal(Reader):
@@ -81,7 +91,7 @@ async def written(database: str, statements: Sequence[str], pause: float = 0.02)
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
             while True:
                 for statement in statements:
-                    with contextlib.suppress(psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.DataError):
+                    with contextlib.suppress(*IN_THE_WAY):
                         await connection.execute(statement.encode())
                     await asyncio.sleep(pause)
 

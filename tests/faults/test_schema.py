@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import psycopg
 import pytest
 
-from tests.faults.mortal import Mortal, compare, stopped_at_last, until, written
+from tests.faults.mortal import IN_THE_WAY, Mortal, compare, stopped_at_last, until, written
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.reader import Reader
+from tests.pipeline.workload import SCALE
 
 PUBLICATION: Final = "electric_publication_default"
 PERIOD: Final = {"ELECTRIC_TWEAKS_PUBLICATION_REFRESH_PERIOD": "1s"}
@@ -243,3 +245,73 @@ async def test_a_change_of_a_table_ends_the_shapes_it_concerns_and_no_others(
         )
         assert await cursor.fetchall() == []
     stack.check()
+
+
+CHURN: Final = (
+    "ALTER TABLE t ADD c text",
+    "ALTER TABLE t DROP c",
+    "ALTER TABLE t RENAME b TO z",
+    "ALTER TABLE t RENAME z TO b",
+    "ALTER TABLE t ALTER b TYPE text",
+    "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, keep)",
+    "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id)",
+    "BEGIN; TRUNCATE t; INSERT INTO t (id) VALUES (1), (2); COMMIT",
+    "BEGIN; INSERT INTO t (id) SELECT max(id) + 1 FROM t; ALTER TABLE t ADD d int; UPDATE t SET d = id; "
+    "ALTER TABLE t DROP d; COMMIT",
+    "BEGIN; DROP TABLE t; " + TABLE.replace("{t}", "t") + "COMMIT",
+    "BEGIN; ALTER PUBLICATION {p} DROP TABLE t; UPDATE t SET n = n + 1; ALTER PUBLICATION {p} ADD TABLE t; COMMIT",
+    "ALTER PUBLICATION {p} DROP TABLE t",
+    "ALTER TABLE t REPLICA IDENTITY DEFAULT",
+    "BEGIN; ALTER TABLE r DETACH PARTITION r_high; UPDATE r_high SET keep = 'alone'; "
+    "ALTER TABLE r ATTACH PARTITION r_high FOR VALUES FROM (100) TO (200); COMMIT",
+    "BEGIN; DROP TABLE r_high; CREATE TABLE r_high PARTITION OF r FOR VALUES FROM (100) TO (200); "
+    "INSERT INTO r VALUES (101), (102); COMMIT",
+    "TRUNCATE r_low",
+    "INSERT INTO r VALUES (1), (2) ON CONFLICT DO NOTHING",
+    "ALTER TABLE r_low REPLICA IDENTITY DEFAULT",
+    "ALTER PUBLICATION {p} DROP TABLE r",
+)
+
+
+@pytest.mark.faults
+async def test_changes_in_any_order_while_shapes_are_made_and_processes_die(
+    database: str, start_stack: StartStack, seed: int
+) -> None:
+    """However the changes meet snapshots, replays and each other: in the end every reader holds what Postgres does."""
+    chance = random.Random(seed)
+    readers: list[Mortal] = []
+    async with (
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as connection,
+        stopped_at_last(readers),
+    ):
+        await connection.execute("CREATE TABLE marker (id bigserial PRIMARY KEY)")
+        for statement in (*statements(TABLE, "t"), *statements(TREE, "r")):
+            await connection.execute(statement.encode())
+        stack = await start_stack(database, workers=2, environment=PERIOD)
+        for table, columns in (("t", ALL), ("t", FEW), ("t", WITH_B), ("r", ALL), ("r_low", ALL), ("r_high", FEW)):
+            readers.append(Mortal(stack.url, table, columns=columns, monotone_lsn=False).start())
+        writes = [write.replace("{t}", table) for table, of in (("t", WRITES), ("r", TREE_WRITES)) for write in of]
+        async with written(database, writes, pause=0.01):
+            for number in range(int(60 * SCALE)):
+                for statement in statements(chance.choice(CHURN), ""):
+                    # What does not apply just now undoes its transaction, if it is in one.
+                    with contextlib.suppress(*IN_THE_WAY):
+                        await connection.execute(statement.encode())
+                if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
+                    await connection.execute("ROLLBACK")
+                if number % 20 == 10:
+                    stack.kill9(chance.choice(["ingester", *stack.workers]))
+                await asyncio.sleep(chance.choice([0.0, 0.05, 0.2, 0.5]))
+                for reader in readers:
+                    reader.check()
+        # So that each reader may have its columns again.
+        await connection.execute("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id)")
+        with contextlib.suppress(psycopg.ProgrammingError):
+            await connection.execute("ALTER TABLE t RENAME z TO b")
+        await stack.wait_active()
+        await asyncio.sleep(3)  # three looks: what happened last on a table that is silent now is known
+        await until(lambda: not any(reader.gone for reader in readers), readers, lambda: "all tables")
+        for reader in readers:
+            await reader.current()
+        await compare(database, readers)
+        print(f"ended: {[len(reader.view.ended) for reader in readers]}")
