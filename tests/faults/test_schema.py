@@ -288,7 +288,15 @@ async def test_changes_in_any_order_while_shapes_are_made_and_processes_die(
         for statement in (*statements(TABLE, "t"), *statements(TREE, "r")):
             await connection.execute(statement.encode())
         stack = await start_stack(database, workers=2, environment=PERIOD)
-        for table, columns in (("t", ALL), ("t", FEW), ("t", WITH_B), ("r", ALL), ("r_low", ALL), ("r_high", FEW)):
+        for table, columns in (
+            ("t", ALL),
+            ("t", FEW),
+            ("t", WITH_B),
+            ("r", ALL),
+            ("r_low", ALL),
+            ("r_high", FEW),
+            ("marker", ALL),
+        ):
             readers.append(Mortal(stack.url, table, columns=columns, monotone_lsn=False).start())
         writes = [write.replace("{t}", table) for table, of in (("t", WRITES), ("r", TREE_WRITES)) for write in of]
         async with written(database, writes, pause=0.01):
