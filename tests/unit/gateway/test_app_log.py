@@ -321,7 +321,8 @@ async def test_a_snapshot_that_breaks_off_before_its_first_byte_is_refetched(wor
     world.worker.rows = []
     shape = world.worker.shape()
     asked = asyncio.create_task(world.get("offset=-1"))
-    await until(lambda: bool(world.worker.asked))
+    # A shape that has failed before the gateway is told of it is asked for again.
+    await until(lambda: bool(world.gateway._shapes._known))
     shape.snapshot.fail()
     answer = await asked
     assert answer.status == 409
