@@ -46,7 +46,7 @@ from common.messages import (
 from common.shape import ShapeRequest, make_handle, partition_of
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
-from common.sockets import Channel, bound
+from common.sockets import Channel, bound, is_listened_on
 from gateway.gateway import Gateway
 
 PARTITIONS = 4
@@ -159,6 +159,11 @@ class Worker:
         """Go away without a word."""
         self._requests.close()
         self._events.close()
+
+    async def gone(self) -> None:
+        """Wait until another one can listen in its place: ZeroMQ closes in a thread of its own."""
+        endpoints = [Path(endpoint.removeprefix("ipc://")) for endpoint in (self.where.requests, self.where.events)]
+        await until(lambda: not any(map(is_listened_on, endpoints)))
 
     def _create(self, request: ShapeRequest) -> StoredShape:
         shape = StoredShape(request, self._storage, self.chunk_bytes)

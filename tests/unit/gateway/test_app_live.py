@@ -219,6 +219,7 @@ async def test_a_worker_that_comes_back_elsewhere_is_subscribed_again(patient: C
     run_dir = patient.run_dir / "moved"
     run_dir.mkdir()
     patient.run_dir = run_dir
+    await patient.worker.gone()
     reborn = patient.add_worker("w0")
     reborn.shapes[shape.request] = shape
     await until(lambda: handle_topic(shape.handle) in reborn.subscribed)

@@ -388,8 +388,10 @@ async def test_a_question_lost_with_its_worker_is_asked_again(world: Cluster) ->
     world.worker.silent = True
     asked = asyncio.create_task(world.get("offset=-1"))
     await until(lambda: bool(world.worker.asked))
-    world.worker.close()
+    gone = world.worker
+    gone.close()
     world.workers.clear()
+    await gone.gone()
     world.worker = world.add_worker("w0")
     assert (await asked).status == 200
     assert len(world.worker.asked) == 1
