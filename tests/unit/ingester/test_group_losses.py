@@ -71,6 +71,7 @@ async def test_what_is_lost_with_a_connection_is_sent_again(
     changed = asyncio.Event()
     group = Group(settings, "b", on_subscribe=lambda *_: None, on_credit=lambda: None, on_change=changed.set)
     group.adopt(2, 1, 100)
+    group.lead()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     worker = Worker(context, settings)
     tasks = [asyncio.create_task(group.run()), asyncio.create_task(worker.beat())]
