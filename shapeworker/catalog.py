@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS shapes (
     filter_until TEXT,
     reason       TEXT
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS shapes_by_request ON shapes (request);
 """
 
 
@@ -133,9 +134,18 @@ class Catalog:
         ]
 
     def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:
-        """A new shape, ``creating``. Returns its handle, which no shape has had before, whatever the clock says."""
+        """A new shape, ``creating``. Returns its handle, which no shape has had before, whatever the clock says.
+
+        The caller knows of no live shape for this request: one that lives here still waits for its tombstone, which the
+        disk may have refused, and gets it now, so that a restart finds one at most (INV-15).
+        """
         with self._db:
             self._db.execute("BEGIN")
+            self._db.execute(
+                "UPDATE shapes SET state = 'ended', reason = 'a new shape took its place' "
+                "WHERE request = ? AND state <> 'ended'",
+                (msgspec.msgpack.encode(request),),
+            )
             created = max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)
             self._set_meta("last_created", str(created))
             handle = make_handle(request.hash(), created)

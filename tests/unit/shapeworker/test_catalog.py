@@ -47,6 +47,15 @@ def test_an_ended_shape_never_becomes_active_and_is_forgotten_only_then(path: Pa
     assert catalog.rows() == []
 
 
+def test_two_shapes_never_live_for_one_request(path: Path) -> None:
+    """Also when the tombstone of the first is refused by a full disk and the second gets there before."""
+    catalog = Catalog(path)
+    first = catalog.create(REQUEST, TABLE, ("id",))
+    catalog.activate(first, SNAPSHOT, 1)
+    second = catalog.create(REQUEST, TABLE, ("id",))
+    assert {row.handle: row.state for row in catalog.rows()} == {first: ENDED, second: CREATING}
+
+
 def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path) -> None:
     catalog = Catalog(path, clock=lambda: 2_000_000_000)
     handles = [catalog.create(REQUEST, TABLE, ("id",)) for _ in range(3)]
@@ -61,7 +70,8 @@ def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path) ->
 def test_a_new_generation_ends_every_shape(path: Path) -> None:
     catalog = Catalog(path)
     assert catalog.generation == 0
-    active, creating = catalog.create(REQUEST, TABLE, ("id",)), catalog.create(REQUEST, TABLE, ("id",))
+    other = ShapeRequest(schema="public", table="u")
+    active, creating = catalog.create(REQUEST, TABLE, ("id",)), catalog.create(other, TABLE, ("id",))
     catalog.activate(active, SNAPSHOT, 1)
     catalog.start_generation(7, "the slot was lost")
     assert catalog.generation == 7
