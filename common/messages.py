@@ -37,7 +37,8 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
     """«I am here and hold these partitions, opened under assignment ``version`` (0: none yet).»
 
     Sent at start, when an assignment has been carried out, and when frames were lost (``lost``: the stream must be
-    rewound for this worker). ``tables`` are the oids whose changes the held shapes need.
+    rewound for this worker), then repeated until ``epoch``, the one they were lost in, is over. ``tables`` are the oids
+    whose changes the held shapes need.
     """
 
     worker: str
@@ -48,6 +49,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
     requests: str
     events: str
     lost: bool = False
+    epoch: int = 0
 
 
 class Subscribe(msgspec.Struct, tag="subscribe", frozen=True):
@@ -77,10 +79,10 @@ class Durable(msgspec.Struct, tag="durable", frozen=True):
 
 
 class Credit(msgspec.Struct, tag="credit", frozen=True):
-    """«These many bytes of this epoch's frames are dealt with; so many more may be in flight.»"""
+    """«So many bytes of this epoch's frames, in all, are dealt with»: the next one makes up for one that was lost."""
 
     epoch: int
-    amount: int
+    total: int
 
 
 class Blocked(msgspec.Struct, tag="blocked", frozen=True):

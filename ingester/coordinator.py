@@ -132,12 +132,6 @@ class Coordinator:
         for member in self.members.values():
             member.heard += seconds
 
-    def lose(self, worker: str) -> None:
-        """What was sent to the worker, or what it answered, is lost: the stream must be rewound for it."""
-        member = self.members.get(worker)
-        if member is not None:
-            member.lost = True
-
     def leave(self, now: float, worker: str) -> None:
         """The worker has released everything and goes: its partitions move at once."""
         if self.members.pop(worker, None) is not None:

@@ -43,7 +43,7 @@ RING = 100_000
 class Lane:
     """What goes to one worker in the present epoch."""
 
-    __slots__ = ("begun", "credit", "parts", "seq", "size", "tables", "worker")
+    __slots__ = ("beaten", "begun", "credit", "dealt", "parts", "passed", "seq", "size", "tables", "worker")
 
     def __init__(self, worker: str, tables: set[int], credit: int) -> None:
         self.worker = worker
@@ -51,8 +51,16 @@ class Lane:
         self.parts: list[bytes] = []
         self.size = 0
         self.seq = 0
+        self.beaten = 0
+        self.passed = 0
+        self.dealt = 0
         self.credit = credit
         self.begun = False
+
+    @property
+    def starved(self) -> bool:
+        """Whether as many bytes are in flight as may be."""
+        return self.passed - self.dealt >= self.credit
 
 
 class Fanout:
@@ -162,22 +170,30 @@ class Fanout:
 
     # ---- flow control
 
-    def credit(self, worker: str, epoch: int, amount: int) -> None:
-        """A worker has dealt with so many bytes of frames of that epoch."""
+    def credit(self, worker: str, epoch: int, total: int) -> None:
+        """A worker has dealt with so many bytes of frames of that epoch in all."""
         lane = self._lanes.get(worker)
         if lane is not None and epoch == self.epoch:
-            lane.credit += amount
-            if self.blocked and lane.credit > 0:
+            lane.dealt = max(lane.dealt, total)
+            if self.blocked and not lane.starved:
                 self.blocked = bool(self.starved())
 
     def starved(self) -> list[str]:
         """The workers that may not be sent more for now."""
-        return [lane.worker for lane in self._lanes.values() if lane.credit <= 0]
+        return [lane.worker for lane in self._lanes.values() if lane.starved]
+
+    def beat(self) -> None:
+        """Send an empty frame to whoever was sent none since the last beat: its number shows that one before it, or the
+        credit for it, was lost, which otherwise only the next frame would, if the stream had any more to give."""
+        for lane in self._lanes.values():
+            if lane.seq == lane.beaten:
+                self._finish(lane)
+            lane.beaten = lane.seq
 
     @property
-    def sent(self) -> dict[str, int]:
-        """How many frames of this epoch each worker was sent."""
-        return {lane.worker: lane.seq for lane in self._lanes.values()}
+    def dealt(self) -> dict[str, int]:
+        """How many bytes of frames of this epoch each worker has dealt with."""
+        return {lane.worker: lane.dealt for lane in self._lanes.values()}
 
     # ---- the stream
 
@@ -256,14 +272,16 @@ class Fanout:
             self._cut(lane)
 
     def _cut(self, lane: Lane) -> None:
-        if not lane.parts:
-            return
+        if lane.parts:
+            self._finish(lane)
+
+    def _finish(self, lane: Lane) -> None:
         frame = b"".join((frame_head(self.epoch, lane.seq), *lane.parts))
         lane.parts = []
         lane.size = 0
         lane.seq += 1
-        lane.credit -= len(frame)
-        if lane.credit <= 0:
+        lane.passed += len(frame)
+        if lane.starved:
             self.blocked = True
         self._send(lane.worker, frame)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import msgspec
 import structlog
 import zmq
 
@@ -32,7 +33,7 @@ from common.messages import (
     decode_from_worker,
     encode,
 )
-from common.obstacles import TOLD, Lasting, Obstacle
+from common.obstacles import TOLD, Obstacle
 from common.sockets import Channel, bound
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
@@ -45,9 +46,6 @@ TICK: Final = 0.1
 
 PAUSED: Final = 1.0
 """A tick that is so late (s) says more about this process than about the workers."""
-
-LOST: Final = 5.0
-"""Seconds without any credit from a worker that is alive, after which what it was sent counts as lost."""
 
 STATUS_BACKLOG: Final = 1000
 """Status messages that may wait for a process that does not read; beyond them they are dropped."""
@@ -95,7 +93,6 @@ class Group:
         self._leads = False
         self._early: dict[bytes, list[bytes]] = {}
         self._blocked: dict[str, Blocked] = {}
-        self._starved: Lasting[tuple[str, int, int]] = Lasting()
         self.told: dict[str, tuple[Obstacle, ...]] = {}
         """What workers say is in their way."""
         self.obstacles: list[Obstacle] = []
@@ -194,23 +191,7 @@ class Group:
                 for worker in self.coordinator.tick(time.monotonic()):
                     log.warning("a worker is silent; its partitions move", worker=worker)
                     self._forget(worker)
-                self._find_losses(time.monotonic())
                 self._coordinate()
-
-    def _find_losses(self, now: float) -> None:
-        """Rewind for workers that live but give no credit: frames or credits were lost with a connection.
-
-        Without credit nothing more is sent to such a worker, so it cannot find the gap itself. One that works on
-        frames gives credit after each; one that cannot is not heard either.
-        """
-        assert self.coordinator is not None
-        sent, members = self.fanout.sent, self.coordinator.members
-        starved = [(name, self.fanout.epoch, sent[name]) for name in self.fanout.starved()]
-        for key, seconds in self._starved.seconds(now, starved).items():
-            worker, _, _ = key
-            if seconds > LOST and worker in members and now - members[worker].heard < LOST / 2:
-                log.warning("what was sent to a worker, or its answers, were lost; sending it again", worker=worker)
-                self.coordinator.lose(worker)
 
     def say(self, state: str, reason: str, *, superseded: bool = False) -> None:
         """Publish a new state, with its reason, and whether another instance has the lock."""
@@ -253,6 +234,9 @@ class Group:
             if former is not None and former.boot != message.boot:
                 self._forget(message.worker)
             self._blocked.pop(message.worker, None)
+            if message.lost and message.epoch != self.fanout.epoch:
+                # Of an epoch that is over: what was lost in it comes again anyhow.
+                message = msgspec.structs.replace(message, lost=False)
             coordinator.hello(now, peer, message)
             self._coordinate()
             return
@@ -260,7 +244,7 @@ class Group:
         if member is None:
             return
         if isinstance(message, Credit):
-            self.fanout.credit(member.worker, message.epoch, message.amount)
+            self.fanout.credit(member.worker, message.epoch, message.total)
             if not self.fanout.blocked:
                 self._on_credit()
         elif isinstance(message, Durable):

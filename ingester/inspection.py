@@ -62,12 +62,12 @@ class Inspection:
         coordinator, watermark = group.coordinator, group.watermark
         if coordinator is None or watermark is None:
             return []
-        starved, sent = set(group.fanout.starved()), group.fanout.sent
+        starved, dealt = set(group.fanout.starved()), group.fanout.dealt
         told = {name: [obstacle] for name, obstacle in group.obstructed.items()}
         for name, obstacles in group.told.items():
             told.setdefault(name, []).extend(obstacles)
         states = [
-            WorkerState(name, now - member.heard, False, 0, name in starved, sent.get(name, 0), told.get(name, ()))
+            WorkerState(name, now - member.heard, False, 0, name in starved, dealt.get(name, 0), told.get(name, ()))
             for name, member in coordinator.members.items()
         ]
         unowned = set(coordinator.unowned())

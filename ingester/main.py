@@ -312,6 +312,7 @@ class Ingester:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
+            self._group.fanout.beat()
             if self._session is not None and self._group.state in ("active", "starting"):
                 self._say_progress()
             else:

@@ -30,8 +30,8 @@ RETAINED: Final = 1 << 30
 class WorkerState(NamedTuple):
     """A worker as the ingester sees it. ``silent``: seconds since it was heard; ``given_up``: too many.
 
-    ``waiting``: how many of its partitions nobody is fed. ``sent`` counts the frames of this epoch, ``starved`` tells
-    that it may not get another one. ``told`` is what it says itself is in its way.
+    ``waiting``: how many of its partitions nobody is fed. ``dealt`` counts the bytes of this epoch's frames that it has
+    dealt with, ``starved`` tells that it may not get more. ``told`` is what it says itself is in its way.
     """
 
     name: str
@@ -39,7 +39,7 @@ class WorkerState(NamedTuple):
     given_up: bool
     waiting: int
     starved: bool
-    sent: int
+    dealt: int
     told: Sequence[Obstacle]
 
 
@@ -86,9 +86,9 @@ class Inspector:
         """What workers hold back, by their silence, their missing credit, or their own word."""
         found = []
         states = list(states)
-        lasting = self._starved.seconds(now, ((each.name, each.sent) for each in states if each.starved))
+        lasting = self._starved.seconds(now, ((each.name, each.dealt) for each in states if each.starved))
         for each in states:
-            starved = lasting.get((each.name, each.sent), 0.0)
+            starved = lasting.get((each.name, each.dealt), 0.0)
             cause = f"worker {each.name}"
             if each.given_up and each.waiting:
                 text = (

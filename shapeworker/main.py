@@ -94,6 +94,10 @@ class Worker:
         self._crash = CrashOnly()
         self._full = False
         self._shortage = ("", -FULL_DISK_PAUSE)
+        # Frames are missing, and no new epoch has come yet. A full disk is another matter, with a patience of its own.
+        self._lost = False
+        # Of which epoch how many bytes of frames are dealt with.
+        self._dealt = (0, 0)
         self._tables: set[int] = set()
         # One thread, because a catalog is not for two; blocking calls on partitions all go through it, in order.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
@@ -217,6 +221,8 @@ class Worker:
                 self._let_go(reason)
             if not self._ingester:
                 self._hello(0)
+            elif self._lost:
+                self._hello(self._version)
             now = time.monotonic()
             self._send(Durable(self._reporting, self._syncer.durable, tuple(self._obstacles(now, late))))
             self._publish_applied()
@@ -286,7 +292,7 @@ class Worker:
         if verdict is Verdict.PROCESS or verdict is Verdict.START:
             if verdict is Verdict.START:
                 self._applier.restart()
-                self._full = False
+                self._full = self._lost = False
                 # Answers in frames that were given up are not repeated by themselves.
                 self._creator.subscribe_anew()
             try:
@@ -304,9 +310,17 @@ class Worker:
             self._publish_applied()
         elif verdict is Verdict.LOST:
             log.warning("frames were lost; asking for them again", epoch=self._intake.epoch)
+            self._lost = True
             self._hello(self._version)
+        self._credit(frame)
+
+    def _credit(self, frame: bytes) -> None:
         # To the epoch of the frame, whichever is the present one: credits of the past must not buy anything now.
-        self._send(Credit(parse_frame(frame)[0], len(frame)))
+        epoch, _ = parse_frame(frame)
+        if epoch >= self._dealt[0]:
+            before = self._dealt[1] if epoch == self._dealt[0] else 0
+            self._dealt = epoch, before + len(frame)
+            self._send(Credit(*self._dealt))
 
     def _on_position(self, position: int, fed: tuple[int, ...]) -> None:
         """A new epoch feeds these partitions: only their shapes get anything.
@@ -373,6 +387,7 @@ class Worker:
                 requests=self._requests_endpoint,
                 events=self._events_endpoint,
                 lost=self._intake.broken,
+                epoch=self._intake.epoch,
             )
         )
 

@@ -299,16 +299,3 @@ def test_a_name_that_zeromq_gave_a_replaced_connection_is_nobody() -> None:
     coordinator = Coordinator(PARTITIONS)
     joined(coordinator, "a")
     assert coordinator.heard(1, b"\x00\x8b\xff\x00\x01") is None
-
-
-def test_a_worker_whose_frames_are_lost_needs_a_rewind_once() -> None:
-    coordinator = Coordinator(PARTITIONS)
-    joined(coordinator, "a")
-    coordinator.hello(1, b"a:1", hello("a", coordinator.members["a"].version, tuple(range(PARTITIONS))))
-    coordinator.start_epoch()
-    assert not coordinator.needs_epoch
-    coordinator.lose("a")
-    coordinator.lose("nobody")
-    assert coordinator.needs_epoch
-    coordinator.start_epoch()
-    assert not coordinator.needs_epoch

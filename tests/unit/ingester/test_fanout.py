@@ -143,6 +143,23 @@ def test_frames_are_cut_and_credits_block_until_they_come_back() -> None:
     assert fanout.blocked, "credits of another epoch buy nothing"
     fanout.credit("a", 1, CREDIT_BYTES)
     assert not fanout.blocked
+    fanout.credit("a", 1, CREDIT_BYTES)
+    fanout.flush()
+    assert not fanout.blocked, "a total that is told again is no more than it was"
+
+
+def test_who_is_sent_nothing_gets_an_empty_frame_at_each_beat() -> None:
+    receiver = Receiver()
+    fanout = started(receiver, {"a": {10}, "b": set()})
+    fanout.beat()
+    sent = [len(receiver.frames[worker]) for worker in "ab"]
+    transaction(fanout, 2000, 800, [10])
+    fanout.flush()
+    fanout.beat()
+    assert [len(receiver.frames[worker]) for worker in "ab"] == [sent[0] + 1, sent[1] + 1], "both had a frame"
+    fanout.beat()
+    assert [m.parse_frame(receiver.frames[worker][-1]) for worker in "ab"] == [(1, sent[0] + 1), (1, sent[1] + 1)]
+    assert list(m.records(receiver.frames["a"][-1])) == []
 
 
 def test_a_dead_worker_blocks_nobody() -> None:

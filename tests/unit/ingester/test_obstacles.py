@@ -27,9 +27,9 @@ def texts(found: list[Obstacle]) -> list[str]:
 
 def test_nothing_is_in_the_way_of_workers_that_work() -> None:
     inspector = Inspector()
-    # Without credit at each look, but with another frame sent in between: that is what credits are for.
+    # Without credit at each look, but with another frame dealt with in between: that is what credits are for.
     for second in range(20):
-        assert inspector.workers(second, [FINE, FINE._replace(name="w01", starved=True, sent=second)]) == []
+        assert inspector.workers(second, [FINE, FINE._replace(name="w01", starved=True, dealt=second)]) == []
 
 
 def test_a_worker_that_deals_with_nothing_is_named() -> None:
