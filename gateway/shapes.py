@@ -176,11 +176,11 @@ class Shapes:
         self._known: OrderedDict[ShapeRequest, Shape] = OrderedDict()
         self._open: OrderedDict[str, Shape] = OrderedDict()
         self._pending: dict[ShapeRequest, asyncio.Task[Found | Missing]] = {}
-        self._changed: set[asyncio.Future[None]] = set()
+        self._changed: dict[asyncio.Future[None], None] = {}
 
     def service_changed(self) -> None:
         """Tell those who wait that a new status has come."""
-        waiting, self._changed = self._changed, set()
+        waiting, self._changed = self._changed, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -358,8 +358,8 @@ class Shapes:
     async def _wait(self, delay: float) -> None:
         """Until the next status, at most ``delay`` seconds."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changed.add(future)
+        self._changed[future] = None
         try:
             await asyncio.wait([future], timeout=delay)
         finally:
-            self._changed.discard(future)
+            self._changed.pop(future, None)
