@@ -1,0 +1,204 @@
+"""Clients: requests to a gateway's application without HTTP around it, and a strict follower of one shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from gateway.gateway import Gateway
+from gateway.response import Answer
+from tests.pipeline.client_view import ClientView
+from tests.simulation.oracle import View
+from tests.simulation.process import Process
+from tests.simulation.scheduler import Scheduler
+
+
+class Response(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class SimExchange:
+    """``gateway.exchange.Exchange``: collects the answer; a slow client makes each slice take its time."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.started = False
+        self.head_only = False
+        self.measured = False
+        self.cors_methods: str | None = None
+        self.response: Response | None = None
+        self.aborted = False
+        self._seconds = seconds
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = b""
+
+    def header(self, _: str) -> str | None:
+        """None of them."""
+        return None
+
+    async def answer(self, answer: Answer, extra: str = "") -> None:
+        """All at once."""
+        self.started = True
+        self._note(answer, extra)
+        self.response = Response(answer.status, self._headers, answer.body)
+
+    async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
+        """Slices follow."""
+        self.started = True
+        self._note(answer, extra)
+        self._status = answer.status
+
+    async def write(self, data: bytes) -> None:
+        """A slice."""
+        self._body += data
+        await asyncio.sleep(self._seconds())
+
+    async def finish(self) -> None:
+        """The end."""
+        self.response = Response(self._status, self._headers, self._body)
+
+    def abort(self) -> None:
+        """The connection is cut."""
+        self.aborted = True
+        self.response = None
+
+    def _note(self, answer: Answer, extra: str) -> None:
+        self._headers = dict(answer.fields)
+        for line in extra.split("\r\n"):
+            name, colon, value = line.partition(": ")
+            if colon:
+                self._headers[name] = value
+
+
+class FakeRequest(NamedTuple):
+    """The part of aiohttp's request that the application looks at before it has an exchange."""
+
+    method: str
+    raw_path: str
+
+
+class Door:
+    """A gateway that takes requests."""
+
+    def __init__(self, process: Process, gateway: Gateway) -> None:
+        self.process = process
+        self.gateway = gateway
+
+    async def ask(self, client: SimLoopOwner, method: str, target: str) -> Response | None:
+        """The answer, ``None`` if the connection is lost. Called on the client's loop."""
+        scheduler = self.process.scheduler
+        future: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        exchange = SimExchange(lambda: scheduler.rng.random() * 0.02)
+
+        def settle(response: Response | None) -> None:
+            def arrive() -> None:
+                if not future.done():
+                    future.set_result(response)
+
+            scheduler.after(scheduler.rng.random() * 0.003, lambda: client.process.soon(arrive))
+
+        async def handle() -> None:
+            try:
+                await self.gateway._app._dispatch(FakeRequest(method, target), exchange)  # type: ignore[arg-type]
+            except (ConnectionError, TimeoutError):
+                exchange.abort()
+            except asyncio.CancelledError:
+                settle(None)
+                raise
+            except Exception as error:  # noqa: BLE001 - the application answers whatever can happen
+                scheduler.fail(error)
+            settle(exchange.response)
+
+        def begin() -> None:
+            task = asyncio.get_running_loop().create_task(handle())
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        running: set[asyncio.Task[None]] = set()
+        if not self.process.alive:
+            await asyncio.sleep(0.01)
+            return None
+        self.process.on_kill.append(lambda: settle(None))
+        await asyncio.sleep(scheduler.rng.random() * 0.003)
+        self.process.loop.call_soon(begin)
+        return await future
+
+
+class SimLoopOwner:
+    """Whoever asks."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+
+class Client(SimLoopOwner):
+    """Follows one shape for ever and complains about everything that cannot be."""
+
+    def __init__(
+        self,
+        process: Process,
+        name: str,
+        view: View,
+        columns: tuple[str, ...] | None,
+        replica: Any,
+        doors: Callable[[], list[Door]],
+        on_claim: Callable[[Client], None],
+    ) -> None:
+        """``on_claim`` is told when an answer said that the client is up to date."""
+        super().__init__(process)
+        self.name = name
+        self.shape = view
+        self.view = ClientView(f"t{view.table}", columns=columns, replica=replica, monotone_lsn=False)
+        self.answers: dict[int, int] = {}
+        self.last_status = 0
+        self._doors = doors
+        self._on_claim = on_claim
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The world's."""
+        return self.process.scheduler
+
+    async def run(self) -> int:
+        """For ever."""
+        rng = self.scheduler.rng
+        await asyncio.sleep(rng.random() * 6)
+        while True:
+            doors = self._doors()
+            if not doors:
+                await asyncio.sleep(0.2)
+                continue
+            door = rng.choice(doors)
+            query = self.view.query(live=rng.random() < 0.9)
+            response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query))
+            status = 0 if response is None else response.status
+            self.last_status = status
+            self.answers[status] = self.answers.get(status, 0) + 1
+            if response is None or status == 503 or (status == 400 and b"out of bounds" in response.body):
+                await asyncio.sleep(rng.random())
+            elif status == 200:
+                self.view.accept(query, response.headers, response.body)
+                self.scheduler.trace(self.name, "at", self.view.offset, self.view.up_to_date)
+                if self.view.up_to_date:
+                    self._on_claim(self)
+                    if query.get("live") != "true":
+                        await asyncio.sleep(rng.random() * 0.3)
+            elif status == 409:
+                self.scheduler.trace(self.name, "refetches", self.view.handle)
+                self.view.conflict(response.headers, response.body)
+                await asyncio.sleep(rng.random() * 0.1)
+            else:
+                raise AssertionError(f"{self.name}: {status} {response.body[:300]!r}")
+
+    async def delete(self) -> int:
+        """Have the present shape deleted."""
+        doors = self._doors()
+        if doors and self.view.handle:
+            await doors[0].ask(self, "DELETE", "/v1/shape?" + urlencode({"handle": self.view.handle}))
+        return 0

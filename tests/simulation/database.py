@@ -1,0 +1,572 @@
+"""What the product uses of Postgres, over the model: connections, sessions, the replication stream, snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, Final
+
+import orjson
+import psycopg
+from psycopg import errors
+
+from common.lsn import format_lsn
+from common.pgoutput import Relation, RelationColumn
+from common.table import Table
+from common.xid import Snapshot
+from ingester.membership import Family, NotPublished
+from ingester.publication import PublicationState, Published
+from ingester.replication import Sink, StreamLost
+from ingester.slot import SlotState, System
+from shapeworker.snapshot_connection import Batch, DeadlinePassed, Stopped
+from tests.simulation.postgres import DELETE, INSERT, TRUNCATE, Change, Row, Server, Slot, Transaction
+from tests.simulation.process import Process
+from tests.simulation.scheduler import Scheduler
+from tests.unit import pgoutput_messages as pgoutput
+
+VERSION: Final = 180001
+PUBLICATION_OID: Final = 7
+
+
+class Database:
+    """The server as processes reach it. ``round_trip``: the longest a statement takes, in seconds."""
+
+    def __init__(
+        self, server: Server, round_trip: float, *, sends_empty: bool, on_report: Callable[[int], None]
+    ) -> None:
+        """``sends_empty``: transactions without a published change are sent, as before 15. ``on_report`` is told each
+        position that the ingester reports as durable, before the server gets it."""
+        self.server = server
+        self.scheduler: Scheduler = server.scheduler
+        self.round_trip = round_trip
+        self.sends_empty = sends_empty
+        self.on_report = on_report
+        self.streams: list[SimStream] = []
+        self.snapshots: list[SimSnapshotConnection] = []
+        server.on_crash.append(self.lose_streams)
+
+    def lose_streams(self) -> None:
+        """All replication connections are lost."""
+        for stream in list(self.streams):
+            stream.lose()
+
+    async def wait(self) -> None:
+        """A round trip. Raises ``psycopg.OperationalError`` while there is no server."""
+        await asyncio.sleep(self.scheduler.rng.random() * self.round_trip)
+        self.check(self.server.life)
+
+    def check(self, life: int) -> None:
+        """Raises ``psycopg.OperationalError`` when a connection made in that life of the server is lost."""
+        if not self.server.up or self.server.life != life:
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    async def script(self, script: Iterator[float]) -> None:
+        """Run one of the server's scripts as a statement."""
+        life = self.server.life
+        for delay in script:
+            await asyncio.sleep(delay)
+            self.check(life)
+        self.check(life)
+
+
+class SimConnection:
+    """An ordinary or replication connection: a token with the life it belongs to."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.life = database.server.life
+        self.closed = False
+        self.info = SimpleNamespace(server_version=VERSION)
+        self.pgconn = SimpleNamespace(finish=self.finish)
+        process = database.scheduler.current
+        assert process is not None
+        self.process: Process = process
+
+    async def execute(self, _: str) -> None:
+        """A statement whose result nobody wants."""
+        await self.database.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raises ``psycopg.OperationalError`` once it is lost."""
+        if self.closed:
+            raise psycopg.OperationalError("the connection is closed")
+        self.database.check(self.life)
+
+    def finish(self) -> None:
+        """Close it; the server notices after a while."""
+        self.closed = True
+        server = self.database.server
+
+        def notice() -> None:
+            if server.lock_holder is self:
+                server.lock_holder = None
+
+        self.database.scheduler.after(self.database.scheduler.rng.random() * 0.5, notice)
+
+
+class SimPool:
+    """``common.postgres.Pool``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[SimConnection]:
+        """A connection, for the time of the block."""
+        await self._database.wait()
+        yield SimConnection(self._database)
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the session: ingester.slot and ingester.publication as ingester.session uses them
+
+
+class SimSlots:
+    """``ingester.slot``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def server_facts(self, _: SimConnection) -> Any:
+        """All is as it should be."""
+        await self._database.wait()
+        return SimpleNamespace(problem=lambda: None, database_oid=5, wal_sender_timeout=6.0, version=VERSION)
+
+    async def acquire_lock(self, lock: SimConnection, _: str, **__: Any) -> None:
+        """Wait until nobody else has it."""
+        server = self._database.server
+        while server.lock_holder is not None:
+            await self._database.wait()
+            lock.check()
+            await asyncio.sleep(0.1)
+        server.lock_holder = lock
+        lock.process.on_kill.append(lock.finish)
+
+    async def identify(self, connection: SimConnection) -> System:
+        """Always the same server."""
+        await self._database.wait()
+        connection.check()
+        return System("77", 1, self._database.server.flush, "db")
+
+    async def ensure_slot(
+        self, connection: SimConnection, _: str, *, before_create: Callable[[str], Awaitable[None]], **__: Any
+    ) -> SlotState:
+        """The slot, made at the first start."""
+        await self._database.wait()
+        connection.check()
+        server = self._database.server
+        if server.slot is None:
+            await before_create("the slot had to be created")
+            # The consistent point comes when the transactions that were running have ended.
+            while server.running:
+                await asyncio.sleep(0.02)
+                connection.check()
+            server.flush_to(server.insert)
+            server.slot = Slot(server.insert)
+            return SlotState(True, server.slot.confirmed)
+        return SlotState(False, server.slot.confirmed)
+
+    async def end_readers(self, _: SimConnection, __: str) -> None:
+        """The former walsender goes."""
+        await self._database.wait()
+        if self._database.server.slot is not None:
+            self._database.server.slot.reader = None
+
+
+async def ensure_publication(connection: SimConnection, _: str, **__: Any) -> PublicationState:
+    """It is there."""
+    await connection.database.wait()
+    return PublicationState(PUBLICATION_OID, False, True, False)
+
+
+async def current_snapshot(connection: SimConnection) -> Snapshot:
+    """``pg_current_snapshot()``."""
+    await connection.database.wait()
+    connection.check()
+    return connection.database.server.snapshot()
+
+
+async def full_xid(connection: SimConnection) -> int:
+    """The anchor."""
+    return (await current_snapshot(connection)).xmax
+
+
+async def describe(connection: SimConnection, schema: str, name: str) -> Table | None:
+    """The table of this name."""
+    await connection.database.wait()
+    connection.check()
+    tables = connection.database.server.tables.values()
+    return next((table for table in tables if (table.schema, table.name) == (schema, name)), None)
+
+
+class SimPublication:
+    """``ingester.publication.Publication``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._running: dict[int, asyncio.Task[None]] = {}
+
+    async def ensure_table(self, oid: int, schema: str, name: str) -> Published | NotPublished:
+        """Publish it."""
+        try:
+            await self._database.wait()
+            if oid not in self._running:
+                task = asyncio.get_running_loop().create_task(self._database.script(self._database.server.publish(oid)))
+                self._running[oid] = task
+                task.add_done_callback(lambda _: self._running.pop(oid, None))
+            await asyncio.shield(self._running[oid])
+        except psycopg.Error:
+            return NotPublished("Database connection not available")
+        return Published()
+
+    async def adopt_leaf(self, oid: int) -> Published | NotPublished:
+        """There are no partitions."""
+        raise AssertionError(oid)
+
+    async def family(self, oid: int) -> Family:
+        """There are no partitions."""
+        await self._database.wait()
+        return Family((), ())
+
+    async def close(self) -> None:
+        """Give up."""
+        for task in list(self._running.values()):
+            task.cancel()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the replication stream
+
+
+def relation(table: Table) -> bytes:
+    """Its Relation message."""
+    columns = tuple(
+        RelationColumn(column.name, column.type_oid, -1, column.key_index is not None) for column in table.columns
+    )
+    return pgoutput.relation(Relation(table.oid, table.schema, table.name, "f", columns))
+
+
+def change_message(change: Change) -> bytes:
+    """Its pgoutput message."""
+    if change.kind == TRUNCATE:
+        return pgoutput.truncate([change.table])
+    if change.kind == INSERT:
+        assert change.new is not None
+        return pgoutput.insert(change.table, change.new)
+    assert change.old is not None
+    if change.kind == DELETE:
+        return pgoutput.delete(change.table, change.old)
+    assert change.new is not None
+    return pgoutput.update(change.table, change.old, change.new)
+
+
+class SimStream:
+    """``ingester.replication.ReplicationStream``, and the walsender at its other end."""
+
+    def __init__(self, database: Database, connection: SimConnection, sink: Sink, status_interval: float) -> None:
+        self._database = database
+        self._server = database.server
+        self._connection = connection
+        self._sink = sink
+        self._interval = status_interval
+        self._running = False
+        self._paused = False
+        self._arrived: deque[bytes | int] = deque()
+        self._next: Transaction | None = None
+        self._start = 0
+        self._sent = 0
+        self._transactions = 0
+        self._pending: deque[bytes] = deque()
+        self._relations: set[int] = set()
+        self._announced = -1
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ---- as the product uses it
+
+    async def start(self, _: str, __: str, position: int) -> None:
+        """START_REPLICATION."""
+        await self._database.wait()
+        self._connection.check()
+        slot = self._server.slot
+        assert slot is not None
+        if slot.reader is not None:
+            raise errors.ObjectInUse("replication slot is active")
+        slot.reader = self
+        self._start = self._sent = max(slot.confirmed, position)
+        self._database.scheduler.trace("stream starts", self._start)
+        self._running = True
+        self._paused = False
+        self._database.streams.append(self)
+        self._connection.process.on_kill.append(self._leave)
+        self._server.on_flush.append(self._soon)
+        self._loop = asyncio.get_running_loop()
+        self.send_status()
+        self._on_timer()
+        self._soon()
+
+    def pause(self) -> None:
+        """Stop handing on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on."""
+        if self._paused and self._running:
+            self._paused = False
+            self._loop.call_soon(self._drain)
+
+    def send_status(self) -> None:
+        """Report the durable position."""
+        if not self._running or not self._connection.process.alive:
+            return
+        flushed = self._sink.flushed()
+        self._database.on_report(flushed)
+        life, server = self._connection.life, self._server
+
+        def arrive() -> None:
+            if server.life == life and server.slot is not None and flushed > server.slot.confirmed:
+                server.slot.confirmed = flushed
+                self._database.scheduler.trace("confirmed", flushed)
+
+        self._database.scheduler.after(self._database.scheduler.rng.random() * 0.005, arrive)
+
+    def close(self) -> None:
+        """Report once more and stop."""
+        self.send_status()
+        self._end()
+
+    # ---- failing
+
+    def lose(self) -> None:
+        """The connection is lost; the client notices when it reads."""
+        if self._running and self._connection.process.alive:
+            self._loop.call_soon(self._fail)
+
+    def _fail(self) -> None:
+        if self._running:
+            self._end()
+            self._sink.lost(StreamLost("Postgres ended the replication stream"))
+
+    def _end(self) -> None:
+        if self._running:
+            self._running = False
+            if self._timer is not None:
+                self._timer.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._running = False
+        if self in self._database.streams:
+            self._database.streams.remove(self)
+            self._server.on_flush.remove(self._soon)
+        slot, scheduler = self._server.slot, self._database.scheduler
+
+        def notice() -> None:
+            if slot is not None and slot.reader is self:
+                slot.reader = None
+
+        scheduler.after(scheduler.rng.random() * (0.02 if scheduler.rng.random() < 0.7 else 2.0), notice)
+
+    def _on_timer(self) -> None:
+        if self._running:
+            self.send_status()
+            self._timer = self._loop.call_later(self._interval, self._on_timer)
+
+    # ---- the walsender
+
+    def _soon(self) -> None:
+        if not self._scheduled and self._running:
+            self._scheduled = True
+            rng = self._database.scheduler.rng
+            self._database.scheduler.after(rng.random() * (0.003 if rng.random() < 0.9 else 0.2), self._send)
+
+    def _send(self) -> None:
+        """Decode a little and send it."""
+        self._scheduled = False
+        if not self._running or self._server.life != self._connection.life:
+            return
+        if len(self._arrived) > 200:
+            self._soon()
+            return
+        rng = self._database.scheduler.rng
+        if not self._pending:
+            self._decode()
+        for _ in range(min(len(self._pending), rng.randrange(1, 40))):
+            self._arrived.append(self._pending.popleft())
+        wal = self._server.wal
+        if not self._pending:
+            more = self._transactions < len(wal) and wal[self._transactions].end <= self._server.flush
+            if not more:
+                self._sent = self._server.flush
+            elif self._transactions:
+                self._sent = max(self._sent, wal[self._transactions - 1].end)
+            if not more or rng.random() < 0.1:
+                self._arrived.append(self._sent)
+        else:
+            more = True
+            if rng.random() < 0.05:
+                self._arrived.append(self._sent)
+        if more:
+            self._soon()
+        self._loop.call_soon(self._drain)
+
+    def _decode(self) -> None:
+        """Messages of the next transactions that are flushed and not skipped."""
+        server = self._server
+        while self._transactions < len(server.wal) and not self._pending:
+            transaction = server.wal[self._transactions]
+            if transaction.end > server.flush:
+                return
+            self._transactions += 1
+            if transaction.lsn < self._start:
+                continue
+            changes = [change for change in transaction.changes if server.is_published(change)]
+            if not changes and not self._database.sends_empty:
+                continue
+            if self._announced != server.announced:
+                self._announced = server.announced
+                self._relations.clear()
+            self._pending.append(pgoutput.begin(transaction.lsn, transaction.xid & 0xFFFFFFFF))
+            for change in changes:
+                if change.table not in self._relations:
+                    self._relations.add(change.table)
+                    self._pending.append(relation(server.tables[change.table]))
+                self._pending.append(change_message(change))
+            self._pending.append(pgoutput.commit(transaction.lsn))
+
+    def _drain(self) -> None:
+        if not self._running or self._paused:
+            return
+        while self._arrived:
+            item = self._arrived.popleft()
+            if isinstance(item, int):
+                self._sink.keepalive(item)
+            else:
+                self._sink.message(item)
+                if self._paused or not self._running:
+                    break
+        if self._running:
+            self._sink.drained()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# snapshots
+
+
+def row_line(table: Table, selected: tuple[str, ...], row: Row) -> bytes:
+    """The item of a row, as the snapshot query makes it."""
+    texts = {
+        column.name: None if value is None else value.decode() for column, value in zip(table.columns, row, strict=True)
+    }
+    key = f'"{table.schema}"."{table.name}"/"{texts["id"]}"'
+    headers = {"operation": "insert", "relation": [table.schema, table.name]}
+    return orjson.dumps({"key": key, "value": {name: texts[name] for name in sorted(selected)}, "headers": headers})
+
+
+def copy_statement(table: Table, selected: tuple[str, ...], _: object = None) -> bytes:
+    """``shapeworker.snapshot_query.copy_statement``, for :meth:`SimSnapshotConnection.copy`."""
+    return orjson.dumps([table.oid, list(selected)])
+
+
+class SimSnapshotConnection:
+    """``shapeworker.snapshot_connection.SnapshotConnection``."""
+
+    server_version = VERSION
+
+    def __init__(self, database: Database, stop: Any) -> None:
+        self._database = database
+        self._server = database.server
+        self._scheduler = database.scheduler
+        self._stop = stop
+        self._life = self._server.life
+        self._snapshot: Snapshot | None = None
+        self._lost = False
+        database.snapshots.append(self)
+        self._pass(None)
+
+    def lose(self) -> None:
+        """The connection is cut."""
+        self._lost = True
+
+    def query(self, statement: bytes, deadline: float, parameters: Any = None) -> list[list[bytes | None]]:
+        """The statements that taking a snapshot consists of."""
+        self._pass(deadline)
+        server = self._server
+        if b"pg_current_snapshot" in statement:
+            self._snapshot = server.snapshot()
+            rows = [(table, server.rows(table, self._snapshot)) for table in server.tables]
+            self._rows = dict(rows)
+            self._pass(deadline)
+            return [[str(self._snapshot).encode(), format_lsn(server.insert).encode(), b"77"]]
+        if parameters is not None:
+            table = server.tables.get(int(parameters[0]))
+            return [] if table is None else [[orjson.dumps(_builtins(table))]]
+        if b"flush_lsn" in statement:
+            return [[format_lsn(server.flush).encode()]]
+        if b"emit_message" in statement:
+            server.advance(60)
+            server.flush_to(server.insert)
+        elif b"COMMIT" in statement or b"ROLLBACK" in statement:
+            self._snapshot = None
+        return []
+
+    def copy(self, statement: bytes, first_deadline: float) -> Iterator[Batch]:
+        """The rows of the snapshot's table."""
+        oid, selected = orjson.loads(statement)
+        table = self._server.tables[oid]
+        rows = [row_line(table, tuple(selected), row) for row in self._rows[oid]]
+        rng = self._scheduler.rng
+        while rows:
+            self._pass(first_deadline)
+            count = rng.randrange(1, 1 + len(rows))
+            yield Batch(rows[:count], pause=rng.random() < 0.5)
+            rows = rows[count:]
+        self._pass(None)
+
+    def close(self) -> None:
+        """Close it."""
+        if self in self._database.snapshots:
+            self._database.snapshots.remove(self)
+
+    def _pass(self, deadline: float | None) -> None:
+        rng = self._scheduler.rng
+        self._scheduler.pause(rng.random() * self._database.round_trip * (1 if rng.random() < 0.95 else 50))
+        if self._stop.is_set():
+            raise Stopped
+        if deadline is not None and self._scheduler.now >= deadline:
+            raise DeadlinePassed
+        if self._lost:
+            raise psycopg.OperationalError("terminating connection due to administrator command")
+        self._database.check(self._life)
+
+
+def _builtins(table: Table) -> dict[str, Any]:
+    return {
+        "oid": table.oid,
+        "schema": table.schema,
+        "name": table.name,
+        "kind": table.kind,
+        "persistence": table.persistence,
+        "columns": [
+            {
+                "name": column.name,
+                "attnum": column.attnum,
+                "type_oid": column.type_oid,
+                "type_name": column.type_name,
+                "type_mod": column.type_mod,
+                "base_oid": column.base_oid,
+                "not_null": column.not_null,
+                "key_index": column.key_index,
+                "generated": column.generated,
+                "dims": column.dims,
+            }
+            for column in table.columns
+        ],
+    }
