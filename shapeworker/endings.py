@@ -50,6 +50,7 @@ class Endings:
         """Per partition, the shapes that have ended but whose readers cannot see it yet."""
         self.recording: dict[str, tuple[float, str]] = {}
         """Shapes whose end is being recorded: since when (monotonic time), and why it has failed so far."""
+        self._marks: dict[str, asyncio.Future[None]] = {}
 
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over, from now on and for this reason."""
@@ -66,12 +67,25 @@ class Endings:
             shape.building.cancel()
         self.unmarked[shape.partition] += 1
         loop = asyncio.get_running_loop()
+        self._marks[shape.handle] = loop.create_future()
         tombstone: asyncio.Future[None] = loop.create_future()
         self._syncer.wait_for(tombstone)
         partition = self._holdings.partitions[shape.partition]
         task = loop.create_task(self._carry_out(shape, reason, partition, tombstone))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def is_unmarked(self, handle: str) -> bool:
+        """Whether the shape has ended but its readers cannot see that yet: nobody may be told before all can see it,
+        or another gateway would serve the handle again to who was just told that it is gone."""
+        return handle in self._marks
+
+    async def end_visibly(self, shape: Shape, reason: str) -> None:
+        """As :meth:`end`; returns when every reader can see it."""
+        self.end(shape, reason)
+        mark = self._marks.get(shape.handle)
+        if mark is not None:
+            await asyncio.wait([mark])
 
     async def settled(self) -> None:
         """Wait until every ending so far is complete."""
@@ -90,6 +104,7 @@ class Endings:
         marked = partial(partition.mark_ended, shape.handle) if shape.log is None else shape.log.mark_ended
         await self._insist(marked, shape)
         self.unmarked[shape.partition] -= 1
+        self._marks.pop(shape.handle).set_result(None)
         self._on_ended(shape, reason)
         if shape.building is not None:
             # The snapshot's thread must have let go of the files.

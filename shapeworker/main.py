@@ -176,7 +176,7 @@ class Worker:
             self._fed_here,
             self._creator.create,
             self._logs.open,
-            self._endings.end,
+            self._endings.end_visibly,
             self._replies.send,
         )
 
@@ -449,7 +449,7 @@ class Worker:
     def _holds(self, handle: str) -> bool:
         total = self._holdings.total
         number = partition_of_handle(handle, total) if total else None
-        return number is not None and self._holdings.may_create(number)
+        return number is not None and self._holdings.may_create(number) and not self._endings.is_unmarked(handle)
 
 
 async def _run(settings: Settings, worker_id: str) -> int:

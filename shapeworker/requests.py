@@ -54,12 +54,13 @@ class Requests:
         fed: Callable[[int], bool],
         create: Callable[[ShapeRequest], Awaitable[Shape]],
         readable: Callable[[Shape], None],
-        end: Callable[[Shape, str], None],
+        end: Callable[[Shape, str], Awaitable[None]],
         reply: Callable[[list[bytes]], object],
     ) -> None:
         """``fed`` tells whether the stream feeds a partition, without which no shape can be made; ``create`` returns a
         shape whose snapshot has started, or raises :class:`CannotCreate`; ``readable`` makes sure that gateways may
-        read the shape's files; ``reply`` sends ``[peer, body]``."""
+        read the shape's files; ``end`` returns when all readers can see that the shape has ended; ``reply`` sends
+        ``[peer, body]``."""
         self._holdings = holdings
         self._fed = fed
         self._create = create
@@ -110,7 +111,7 @@ class Requests:
                 return NotOwner(request.id)
             if shape is None or shape.snapshot is None:
                 shape = await self._create(request.request)
-            return self._place(request.id, shape)
+            return await self._place(request.id, shape)
         number = partition_of_handle(request.handle, holdings.total) if holdings.total else None
         if holdings.total and number is None:
             return Missing(request.id)
@@ -120,9 +121,9 @@ class Requests:
         if shape is None:
             return Missing(request.id)
         if isinstance(request, Resolve):
-            return self._place(request.id, shape)
+            return await self._place(request.id, shape)
         assert isinstance(request, Delete)
-        self._end(shape, "it was deleted by request")
+        await self._end(shape, "it was deleted by request")
         return Done(request.id)
 
     def _moved(self, request: Request) -> bool:
@@ -131,11 +132,11 @@ class Requests:
             partition_of(request.request.hash(), holdings.total)
         )
 
-    def _place(self, number: int, shape: Shape) -> Place:
+    async def _place(self, number: int, shape: Shape) -> Place:
         try:
             self._readable(shape)
         except (DamagedLog, FileNotFoundError) as error:
-            self._end(shape, f"its log cannot be opened: {error}")
+            await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
         return Place(
             id=number,

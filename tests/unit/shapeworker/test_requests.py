@@ -51,6 +51,8 @@ class Desk:
         self.outcome: Exception | None = None
         self.damage: Exception | None = None
         self.ended: list[str] = []
+        self.visible = asyncio.Event()
+        self.visible.set()
         self.replies: list[Reply] = []
         self.shape = Shape(
             handle=HANDLE, request=REQUEST, table=TABLE, selected=("id", "v"), partition=NUMBER, storage=root
@@ -61,9 +63,13 @@ class Desk:
             lambda _: self.fed,
             self.create,
             self.readable,
-            lambda _, reason: self.ended.append(reason),
+            self.end,
             lambda parts: self.replies.append(decode_reply(parts[1])),
         )
+
+    async def end(self, _: Shape, reason: str) -> None:
+        await self.visible.wait()
+        self.ended.append(reason)
 
     async def create(self, request: ShapeRequest) -> Shape:
         if self.outcome is not None:
@@ -157,3 +163,13 @@ async def test_deleting(desk: Desk) -> None:
     desk.holdings.add(desk.shape)
     assert await desk.ask(Delete(1, HANDLE)) == Done(1)
     assert desk.ended == ["it was deleted by request"]
+
+
+async def test_nobody_is_told_of_an_end_before_all_readers_can_see_it(desk: Desk) -> None:
+    desk.holdings.add(desk.shape)
+    desk.visible.clear()
+    asking = asyncio.create_task(desk.ask(Delete(1, HANDLE)))
+    await asyncio.sleep(0.01)
+    assert not desk.replies
+    desk.visible.set()
+    assert await asking == Done(1)
