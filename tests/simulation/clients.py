@@ -168,7 +168,7 @@ class Client(SimLoopOwner):
     async def run(self) -> int:
         """For ever."""
         rng = self.scheduler.rng
-        await asyncio.sleep(rng.random() * 6)
+        await asyncio.sleep(rng.random() * (3 if rng.random() < 0.7 else 10))
         while True:
             doors = self._doors()
             if not doors:

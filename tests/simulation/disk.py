@@ -47,6 +47,8 @@ class Disk:
         self.on_commit: Callable[[str], None] = lambda _: None
         """Told the partition whose catalog has just changed durably."""
         self.full = False
+        self.bad_syncs = 0
+        """So many of the next syncs of a file fail."""
         self.crash: tuple[Process, int] | None = None
         """This process is killed at its so many-th write from now."""
         self._open: dict[int, tuple[Node, Process]] = {}
@@ -118,6 +120,9 @@ class Disk:
         node = self._node(fd)
         self._step()
         self._wait()
+        if self.bad_syncs:
+            self.bad_syncs -= 1
+            raise OSError(errno.EIO, "Input/output error")
         node.synced = bytes(node.data)
         node.version += 1
         self._wait()

@@ -42,6 +42,7 @@ class Faults:
             (2, self._change_workers),
             (2, self._delete),
             (1, self._fill_disk),
+            (1, self._fail_syncs),
             (1, self.world.writers.truncate),
             (2, self._add_client),
         ]
@@ -128,6 +129,9 @@ class Faults:
     def _fill_disk(self) -> None:
         self.disk.full = True
         self.scheduler.after(self.rng.random() * 5, lambda: setattr(self.disk, "full", False))
+
+    def _fail_syncs(self) -> None:
+        self.disk.bad_syncs = self.rng.randint(1, 3)
 
     def _add_client(self) -> None:
         self.world.add_client()

@@ -9,7 +9,7 @@ class Plan:
     """What a seed decides before anything happens."""
 
     def __init__(self, rng: Random) -> None:
-        self.seconds = rng.uniform(12, 25)
+        self.seconds = rng.uniform(8, 18)
         self.tables = rng.randint(1, 3)
         self.partitions = rng.randint(2, 6)
         self.workers = rng.randint(1, 3)

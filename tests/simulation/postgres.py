@@ -162,6 +162,16 @@ class Server:
             versions.append(Version(transaction.xid, new))
         transaction.changes.append(Change(lsn, table, kind, live.row if live else None, new))
 
+    def move(self, transaction: Transaction, table: int, key: int, to: int) -> None:
+        """An update of the key; both rows are free, the second is not there."""
+        lsn = self.advance(100)
+        live = self.current(table, key, transaction)
+        assert live is not None
+        live.xmax = transaction.xid
+        new = (b"%d" % to, *live.row[1:])
+        self.heap[table].setdefault(to, []).append(Version(transaction.xid, new))
+        transaction.changes.append(Change(lsn, table, UPDATE, live.row, new))
+
     def truncate(self, transaction: Transaction, table: int) -> None:
         """All rows go; the caller holds the table alone."""
         lsn = self.advance(64)
@@ -257,13 +267,11 @@ class Server:
                 for versions in self.heap[change.table].values():
                     versions.clear()
                 continue
-            row = change.new or change.old
-            assert row is not None
-            assert row[0] is not None
-            versions = self.heap[change.table].setdefault(int(row[0]), [])
-            versions.clear()
+            for row in (change.old, change.new):
+                if row is not None:
+                    self.heap[change.table].setdefault(int(row[0] or b""), []).clear()
             if change.new is not None:
-                versions.append(Version(transaction.xid, change.new))
+                self.heap[change.table][int(change.new[0] or b"")].append(Version(transaction.xid, change.new))
 
     def checkpoint(self) -> None:
         """The slot's position survives a crash from now on."""

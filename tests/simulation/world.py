@@ -6,6 +6,7 @@ all is at rest: a world that does not come to rest is a failure, too.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, Final
@@ -120,6 +121,7 @@ class World:
         self.scheduler.trace("calm")
         self.calm = self.writers.calm = True
         self.disk.full = False
+        self.disk.bad_syncs = 0
         self.disk.crash = None
         self.server.standby_lag = lambda: 0.0
 
@@ -297,11 +299,15 @@ class World:
         error = fields.get("exc_info")
         if self.scheduler.echo is not None:
             self.scheduler.echo(f"{self.scheduler.now:10.6f}  {process.name} [{level}] {event} {fields}")
-        if "generation begins" in event or (error is not None and not (self.disk.full and isinstance(error, OSError))):
+        if "generation begins" in event or (error is not None and not _is_shortage(error)):
             failure = AssertionError(f"{process.name}: {event} {fields}")
             if isinstance(error, BaseException):
                 failure.__cause__ = error
             self.scheduler.fail(failure)
+
+
+def _is_shortage(error: object) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO)
 
 
 class _Runner:

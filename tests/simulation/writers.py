@@ -44,7 +44,7 @@ class Writers:
 
     def _writer(self) -> Iterator[float]:
         rng, plan = self.rng, self.plan
-        yield rng.random() * 5
+        yield rng.random() * 3
         while not self.calm:
             yield rng.random() * plan.write_pause * 2
             if self.server.up:
@@ -85,6 +85,10 @@ class Writers:
             server.write(transaction, table, INSERT, key, (text, None if rng.random() < 0.2 else b"b"))
         elif rng.random() < 0.3:
             server.write(transaction, table, DELETE, key, ())
+        elif rng.random() < 0.1:
+            to = rng.randint(1, 8)
+            if server.is_free(table, to, transaction) and server.current(table, to, transaction) is None:
+                server.move(transaction, table, key, to)
         else:
             a, b = live.row[1], live.row[2]
             if rng.random() < 0.6:
