@@ -6,6 +6,7 @@ shapes must not be continued: a new generation begins (engine.md 3.4, 3.8, INV-1
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -207,9 +208,11 @@ class SourceFile:
             except OSError:
                 os.close(file)
                 raise
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             self._claim = file
+            with contextlib.suppress(OSError):
+                # For people only. A full disk must not leave the lock taken by nobody who knows of it.
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let another process write; from now on :meth:`update` raises, and :meth:`poison` does nothing."""

@@ -131,6 +131,8 @@ class SimPool:
 class SimSlots:
     """``ingester.slot``."""
 
+    WATCH_SECONDS: Final = 10.0
+
     def __init__(self, database: Database) -> None:
         self._database = database
 

@@ -7,6 +7,7 @@ partition must have its catalog open, which the disk checks on every write (engi
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Disk:
         self.crash: tuple[Process, int] | None = None
         """This process is killed at its so many-th write from now."""
         self._open: dict[int, tuple[Node, Process]] = {}
+        self._locks: dict[Node, int] = {}
         self._next = 3
 
     # ---- common.shapelog.files.Files
@@ -79,7 +81,9 @@ class Disk:
         """As ``os.close``."""
         if fd not in self._open:
             raise OSError(errno.EBADF, "Bad file descriptor")
-        del self._open[fd]
+        node, _ = self._open.pop(fd)
+        if self._locks.get(node) == fd:
+            del self._locks[node]
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         """As ``os.pread``."""
@@ -155,6 +159,13 @@ class Disk:
         self._mutate(process, source, grows=False)
         new[new_name] = old.pop(old_name)
 
+    def lock(self, fd: int) -> None:
+        """As ``flock(LOCK_EX | LOCK_NB)``: held until the descriptor is closed or its process is gone."""
+        node = self._node(fd)
+        self._step()
+        if self._locks.setdefault(node, fd) != fd:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
     def listdir(self, path: PurePosixPath) -> list[str]:
         """As ``os.listdir``."""
         node = self.lookup(path)
@@ -203,6 +214,7 @@ class Disk:
     def forget(self, process: Process) -> None:
         """The process is gone, its descriptors and locks with it."""
         self._open = {fd: entry for fd, entry in self._open.items() if entry[1] is not process}
+        self._locks = {node: fd for node, fd in self._locks.items() if fd in self._open}
         self.owners = {partition: owner for partition, owner in self.owners.items() if owner is not process}
 
     def power_cut(self, rng: Random) -> None:
@@ -243,6 +255,8 @@ class Disk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def _wait(self) -> None:
+        if not self.sync_seconds:
+            return
         self.scheduler.pause(self.scheduler.rng.random() * self.sync_seconds)
         self._step()
 
@@ -352,7 +366,9 @@ class SimPath(PurePosixPath):
 class SimOs:
     """The part of ``os`` that the product uses directly."""
 
-    O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_DIRECTORY = os.O_RDONLY, os.O_WRONLY, os.O_CREAT, os.O_TRUNC, os.O_DIRECTORY
+    O_RDONLY, O_WRONLY, O_RDWR = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
+    O_CREAT, O_TRUNC, O_DIRECTORY = os.O_CREAT, os.O_TRUNC, os.O_DIRECTORY
+    getpid = staticmethod(os.getpid)
 
     class path:
         """``os.path``."""
@@ -368,17 +384,42 @@ class SimOs:
         return path if flags & os.O_DIRECTORY else SimPath.disk.open(path, flags, mode)
 
     @staticmethod
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        """As ``os.pread``."""
+        return SimPath.disk.pread(fd, length, offset)
+
+    @staticmethod
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        """As ``os.pwrite``."""
+        return SimPath.disk.pwrite(fd, data, offset)
+
+    @staticmethod
+    def ftruncate(fd: int, length: int) -> None:
+        """As ``os.ftruncate``."""
+        SimPath.disk.ftruncate(fd, length)
+
+    @staticmethod
+    def listdir(path: SimPath) -> list[str]:
+        """As ``os.listdir``."""
+        return SimPath.disk.listdir(path)
+
+    @staticmethod
     def write(fd: int, data: bytes) -> int:
         """As ``os.write``."""
         return SimPath.disk.write(fd, data)
 
     @staticmethod
     def fsync(fd: Any) -> None:
-        """Of a file or a directory."""
-        if isinstance(fd, SimPath):
-            SimPath.disk.sync_directory(fd)
-        else:
-            SimPath.disk.fdatasync(fd)
+        """Of a file or a directory; all at once, since a lock that the loop takes, too, is held meanwhile."""
+        disk = SimPath.disk
+        before, disk.sync_seconds = disk.sync_seconds, 0.0
+        try:
+            if isinstance(fd, SimPath):
+                disk.sync_directory(fd)
+            else:
+                disk.fdatasync(fd)
+        finally:
+            disk.sync_seconds = before
 
     @staticmethod
     def close(fd: Any) -> None:
@@ -390,3 +431,14 @@ class SimOs:
     def replace(source: SimPath, target: SimPath) -> None:
         """As ``os.replace``."""
         SimPath.disk.rename(source, target)
+
+
+class SimFcntl:
+    """The part of ``fcntl`` that the product uses."""
+
+    LOCK_EX, LOCK_NB = fcntl.LOCK_EX, fcntl.LOCK_NB
+
+    @staticmethod
+    def flock(fd: int, _: int) -> None:
+        """Exclusively, without waiting."""
+        SimPath.disk.lock(fd)

@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+import gateway.finder
 import gateway.gateway
 import gateway.shapes
 import gateway.workers
@@ -40,7 +41,7 @@ from common.shapelog import files, writer
 from tests.simulation import database as db
 from tests.simulation.catalog import SimSqlite
 from tests.simulation.database import Database
-from tests.simulation.disk import Disk, SimOs, SimPath
+from tests.simulation.disk import Disk, SimFcntl, SimOs, SimPath
 from tests.simulation.network import Network, SimChannel
 from tests.simulation.scheduler import EPOCH, Scheduler, SimLock
 
@@ -181,6 +182,7 @@ def replaced(
         (ingester.feed, "ReplicationStream", functools.partial(db.SimStream, database)),
         (ingester.feed, "end_readers", slots.end_readers),
         (ingester.source, "os", SimOs),
+        (ingester.source, "fcntl", SimFcntl),
         (shapeworker.main, "Channel", SimChannel),
         (shapeworker.main, "bound", bound),
         (shapeworker.main, "connected", connected),
@@ -199,6 +201,7 @@ def replaced(
         (gateway.workers, "connected", connected),
         (gateway.workers, "parse_monitor_message", lambda _: {"event": zmq.EVENT_DISCONNECTED}),
         (gateway.shapes, "os", SimOs),
+        (gateway.finder, "os", SimOs),
         (ingester.fanout, "FRAME_BYTES", sizes["frame"]),
         (ingester.fanout, "CREDIT_BYTES", sizes["credit"]),
         (ingester.fanout, "RING", sizes["ring"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,18 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: py
     loaded = SourceFile(tmp_path).load()
     assert loaded is not None
     assert loaded.epoch == 10
+
+
+def test_a_full_disk_does_not_leave_the_claim_taken_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first = SourceFile(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", full)
+        first.claim()
+    first.release()
+    SourceFile(tmp_path).claim()
 
 
 def test_durability_comes_before_visibility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
