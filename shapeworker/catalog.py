@@ -6,9 +6,11 @@ that ends, so a partition has one writer at most (INV-27). Every call blocks on 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +46,10 @@ class CatalogLocked(Exception):
     """Another process owns the partition."""
 
 
+class CatalogDamaged(Exception):
+    """The file is not what Galvanic wrote: nothing in it can be trusted, and it does not pass by itself."""
+
+
 class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
     """A shape as the catalog holds it. ``snapshot`` and ``filter_until`` are there as soon as it is active."""
 
@@ -71,9 +77,18 @@ class Catalog:
         connect: Callable[[Path], sqlite3.Connection] = connect,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Open and lock; raises :class:`CatalogLocked` at once if somebody else has it. ``clock``: nanoseconds."""
+        """Open and lock; raises :class:`CatalogLocked` at once if somebody else has it, :class:`CatalogDamaged`.
+        ``clock``: nanoseconds."""
         self._clock = clock
         self._db = connect(path)
+        try:
+            with _damage_told():
+                self._prepare(path)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -87,7 +102,6 @@ class Catalog:
             # now on, so it has to reach the disk first.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
-            self._db.close()
             if "locked" in str(error) or "busy" in str(error):
                 raise CatalogLocked(str(path)) from None
             raise
@@ -95,8 +109,7 @@ class Catalog:
         if written is None:
             self._set_meta("format", str(FORMAT))
         elif written != str(FORMAT):
-            self.close()
-            raise RuntimeError(f"{path} has format {written}; this version of Galvanic reads format {FORMAT}")
+            raise CatalogDamaged(f"{path} has format {written}; this version of Galvanic reads format {FORMAT}")
 
     def close(self) -> None:
         """Give the partition back."""
@@ -109,13 +122,20 @@ class Catalog:
 
     def start_generation(self, generation: int, reason: str) -> None:
         """All shapes end, in one transaction; what comes after belongs to ``generation`` (engine.md 3.9)."""
-        with self._db:
+        with _damage_told(), self._db:
             self._db.execute("BEGIN")
             self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE state <> 'ended'", (reason,))
             self._set_meta("generation", str(generation))
 
     def rows(self) -> list[ShapeRow]:
-        """Every shape that is not forgotten."""
+        """Every shape that is not forgotten. Raises :class:`CatalogDamaged`."""
+        try:
+            with _damage_told():
+                return self._rows()
+        except (ValueError, TypeError, msgspec.MsgspecError) as error:
+            raise CatalogDamaged(f"a shape's row cannot be read: {error}") from error
+
+    def _rows(self) -> list[ShapeRow]:
         cursor = self._db.execute(
             "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason FROM shapes"
         )
@@ -139,7 +159,7 @@ class Catalog:
         The caller knows of no live shape for this request: one that lives here still waits for its tombstone, which the
         disk may have refused, and gets it now, so that a restart finds one at most (INV-15).
         """
-        with self._db:
+        with _damage_told(), self._db:
             self._db.execute("BEGIN")
             self._db.execute(
                 "UPDATE shapes SET state = 'ended', reason = 'a new shape took its place' "
@@ -162,23 +182,27 @@ class Catalog:
 
     def activate(self, handle: str, snapshot: Snapshot, filter_until: int) -> bool:
         """The shape is complete and durable. ``False`` if it has ended meanwhile."""
-        cursor = self._db.execute(
-            "UPDATE shapes SET state = 'active', snapshot = ?, filter_until = ? "
-            "WHERE handle = ? AND state = 'creating'",
-            (str(snapshot), str(filter_until), handle),
-        )
+        with _damage_told():
+            cursor = self._db.execute(
+                "UPDATE shapes SET state = 'active', snapshot = ?, filter_until = ? "
+                "WHERE handle = ? AND state = 'creating'",
+                (str(snapshot), str(filter_until), handle),
+            )
         return cursor.rowcount == 1
 
     def end(self, handle: str, reason: str) -> None:
         """The tombstone: from here on the shape no longer exists, also after a crash."""
-        self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE handle = ?", (reason, handle))
+        with _damage_told():
+            self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE handle = ?", (reason, handle))
 
     def forget(self, handle: str) -> None:
         """Its directory is gone: the tombstone is not needed any more."""
-        self._db.execute("DELETE FROM shapes WHERE handle = ? AND state = 'ended'", (handle,))
+        with _damage_told():
+            self._db.execute("DELETE FROM shapes WHERE handle = ? AND state = 'ended'", (handle,))
 
     def _meta(self, name: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        with _damage_told():
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
     def _set_meta(self, name: str, value: str) -> None:
@@ -186,3 +210,25 @@ class Catalog:
             "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             (name, value),
         )
+
+
+def set_aside(path: Path) -> Path:
+    """Put a damaged catalog out of the way, for whoever wants to look at it; where it is now. Raises ``OSError``."""
+    kept = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1000}")
+    # What is in the log belongs to this file and would be applied to the next one.
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", f"{kept}{suffix}")
+    os.replace(path, kept)
+    return kept
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """SQLite has a class of its own for all errors but those that say: this is no database, or its pages are wrong."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) is sqlite3.DatabaseError:
+            raise CatalogDamaged(str(error)) from error
+        raise

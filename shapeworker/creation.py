@@ -32,6 +32,7 @@ from common.shapelog.writer import LogWriter
 from common.table import Table, describe, selection
 from common.xid import Snapshot
 from shapeworker.apply import Applier
+from shapeworker.catalog import CatalogDamaged
 from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
@@ -152,6 +153,10 @@ class Creator:
         partition = self._holdings.partitions[number]
         try:
             handle = await loop.run_in_executor(self._disk, partition.catalog.create, request, table, selected)
+        except CatalogDamaged as error:
+            # Ends the process, whose successor opens the partition and deals with it.
+            loop.call_exception_handler({"message": "a catalog is damaged", "exception": error})
+            raise _try_again() from error
         except sqlite3.Error as error:
             log.warning("a shape cannot be entered into its catalog", partition=number, error=str(error))
             raise _try_again() from error

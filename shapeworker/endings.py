@@ -73,7 +73,15 @@ class Endings:
         partition = self._holdings.partitions[shape.partition]
         task = loop.create_task(self._carry_out(shape, reason, partition, tombstone))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._carried_out)
+
+    def _carried_out(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A catalog that is damaged. What was not recorded would hold the slot for ever: the process ends, and its
+            # successor puts the catalog aside.
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "the end of a shape cannot be recorded", "exception": error})
 
     def is_unmarked(self, handle: str) -> bool:
         """Whether the shape has ended but its readers cannot see that yet: nobody may be told before all can see it,
@@ -96,10 +104,9 @@ class Endings:
         self, shape: Shape, reason: str, partition: Partition, tombstone: asyncio.Future[None]
     ) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)
-        finally:
-            tombstone.set_result(None)
+        # If this fails for good the process ends, and the durable position stays where it is.
+        await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)
+        tombstone.set_result(None)
         # Through the open log if there is one: it keeps the header, and would write its own copy over the mark.
         marked = partial(partition.mark_ended, shape.handle) if shape.log is None else shape.log.mark_ended
         await self._insist(marked, shape)

@@ -6,6 +6,7 @@ Functions here block on the disk and run in a thread; what they return is handed
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from common.shapelog.files import REAL, UPDATE, Files
 from common.shapelog.header import HeaderFile
 from common.shapelog.layout import INDEX_NAME, DamagedLog
 from common.shapelog.trash import empty_trash, retire
-from shapeworker.catalog import ACTIVE, CREATING, Catalog, ShapeRow
+from shapeworker.catalog import ACTIVE, CREATING, Catalog, CatalogDamaged, ShapeRow, set_aside
 
 log = structlog.get_logger()
 
@@ -80,8 +81,27 @@ def open_partition(
     """Take the partition and return it with its active shapes; raises ``CatalogLocked`` while somebody else has it.
 
     Shapes that were being created when their worker died, shapes of another generation, and directories without a
-    shape end here (engine.md 3.9, 9.4, INV-16).
+    shape end here (engine.md 3.9, 9.4, INV-16). A damaged catalog is put aside, and all its shapes end. Raises
+    ``OSError``, ``sqlite3.OperationalError`` for what may pass.
     """
+    path = storage / "partitions" / f"{number:02d}" / "catalog.sqlite3"
+    try:
+        return _open_partition(storage, number, generation, files, open_catalog)
+    except CatalogDamaged as error:
+        kept = set_aside(path)
+        log.error(
+            "a catalog is damaged; the shapes of its partition end", partition=number, reason=str(error), kept=str(kept)
+        )
+    try:
+        return _open_partition(storage, number, generation, files, open_catalog)
+    except CatalogDamaged as error:
+        # A new file cannot be damaged: it is the disk.
+        raise OSError(errno.EIO, f"a new catalog cannot be read: {error}", str(path)) from error
+
+
+def _open_partition(
+    storage: Path, number: int, generation: int, files: Files, open_catalog: Callable[[Path], Catalog]
+) -> tuple[Partition, list[ShapeRow]]:
     directory = storage / "partitions" / f"{number:02d}"
     shapes = directory / "shapes"
     for path in (directory.parent, directory, shapes, directory / "trash"):
@@ -107,9 +127,11 @@ def open_partition(
                 catalog.end(row.handle, "its files are missing")
             partition.bury(row.handle)
         known = {row.handle for row in active}
-        for name in files.listdir(shapes):
-            if name not in known:
-                partition.retire(name)
+        orphans = [name for name in files.listdir(shapes) if name not in known]
+        for name in orphans:
+            partition.retire(name)
+        if orphans:
+            log.warning("shapes that the catalog does not know have ended", partition=number, shapes=len(orphans))
         with contextlib.suppress(OSError):
             partition.sweep()  # what cannot be removed now is tried again every few seconds
     except BaseException:

@@ -13,7 +13,7 @@ import pytest
 from common.shape import ShapeRequest
 from common.table import Column, Table
 from common.xid import Snapshot
-from shapeworker.catalog import ACTIVE, CREATING, ENDED, Catalog, CatalogLocked
+from shapeworker.catalog import ACTIVE, CREATING, ENDED, Catalog, CatalogDamaged, CatalogLocked
 
 REQUEST = ShapeRequest(schema="public", table="t", columns=("id",), where="id > $1", params=("1",))
 TABLE = Table(5, "public", "t", "r", "p", (Column("id", 1, 23, "int4", -1, 23, True, 0, "", 0),))
@@ -103,7 +103,7 @@ def test_another_format_is_refused(path: Path) -> None:
     catalog = Catalog(path)
     catalog._set_meta("format", "99")
     catalog.close()
-    with pytest.raises(RuntimeError, match="format 99"):
+    with pytest.raises(CatalogDamaged, match="format 99"):
         Catalog(path)
 
 
