@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -34,3 +36,14 @@ def dying_with_this_process(signum: int) -> Callable[[], None]:
     """
     parent = os.getpid()
     return lambda: die_with_parent(signum, parent)
+
+
+def allow_open_files() -> None:
+    """Raises this process's soft limit of open files to its hard limit.
+
+    The soft limit is often 1024 only for the sake of programs that use select(2); the hard one is what the
+    administrator means. Logs and clients need far more.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems call it unlimited and then refuse it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

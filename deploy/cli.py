@@ -131,13 +131,14 @@ def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
     import structlog
 
     from common.logging import configure_logging
-    from common.process import die_with_parent
+    from common.process import allow_open_files, die_with_parent
     from common.sockets import EndpointInUse
 
     started = time.monotonic()
     if "SUPERVISOR_ENABLED" in os.environ:
         die_with_parent()
     settings = _settings()
+    allow_open_files()
     configure_logging(settings, name)
     faulthandler.enable()
     # For an operator who wonders what a process is doing: kill -USR1.

@@ -15,8 +15,10 @@ import uvloop
 from common.config import Settings
 from common.crash import CrashOnly
 from common.messages import Subscribe
+from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, DatabaseProblem, Kind, Pool, Problem, classify
 from common.remedies import Remedies
+from common.shortage import describe, is_shortage
 from ingester.feed import Feed
 from ingester.group import Group
 from ingester.inspection import Inspection
@@ -89,6 +91,7 @@ class Ingester:
         self._lost: Exception | None = None
         self._epoch = 0
         self._acknowledging = asyncio.Lock()
+        self._unrecorded: list[Obstacle] = []
 
     # ---- life
 
@@ -171,9 +174,15 @@ class Ingester:
             self._session = await open_session(self._settings, self._slot, self._file, self._admin, self._waiting)
             await self._run_session(self._session)
         except (*DATABASE_ERRORS, StreamLost) as error:
+            if isinstance(error, OSError) and is_shortage(error):
+                return Problem(Kind.RETRY, describe(error, self._settings.storage_dir))
             problem = classify(error)
             if problem.kind is Kind.SLOT_LOST:
-                await asyncio.to_thread(self._file.poison, problem.message)
+                try:
+                    await asyncio.to_thread(self._file.poison, problem.message)
+                except OSError as failure:
+                    # The next attempt finds the slot lost again.
+                    log.error("the loss of the slot cannot be recorded", reason=str(failure))
             return problem
         finally:
             self._end_session()
@@ -306,8 +315,19 @@ class Ingester:
                     await asyncio.to_thread(self._file.update, acknowledged=position - 1)
                 except SourceReleased:
                     return  # the session ended meanwhile
+                except OSError as error:
+                    self._on_unrecorded(error)
+                    return
+                self._unrecorded = []
                 group.flushed = max(group.flushed, position)
                 self._feed.report()
+
+    def _on_unrecorded(self, error: OSError) -> None:
+        """Typically a full disk. Nothing more is acknowledged until there is room; all else goes on."""
+        text = f"the acknowledged position cannot be recorded: {describe(error, self._settings.storage_dir)}"
+        if not self._unrecorded:
+            log.error("nothing more is acknowledged to Postgres", reason=text)
+        self._unrecorded = [Obstacle("source.json", text)]
 
     async def _beat(self) -> None:
         while True:
@@ -319,7 +339,7 @@ class Ingester:
                 self._group.publish()
 
     def _say_progress(self) -> None:
-        self._group.obstacles = self._inspection.present
+        self._group.obstacles = [*self._inspection.present, *self._unrecorded]
         if self._feed.stalled:
             self._group.say("starting", self._feed.stalled)
         elif self._feed.is_open:

@@ -263,6 +263,13 @@ class SourceFile:
                 self._write(msgspec.structs.replace(self._current, broken=reason))
 
     def _write(self, source: Source) -> None:
+        try:
+            self._replace(source)
+        except OSError as error:
+            # The system names no file when a write or a sync fails.
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+
+    def _replace(self, source: Source) -> None:
         temporary = self._path.with_name(FILE_NAME + ".new")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:

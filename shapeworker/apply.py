@@ -5,7 +5,6 @@ A change is decoded once, its JSON built once per projection, and the same bytes
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -16,6 +15,7 @@ from common.lsn import Offset
 from common.messages import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_begin, parse_commit, parse_relation_record
 from common.pgoutput import DELETE, INSERT, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
+from common.shortage import is_shortage
 from shapeworker.projection import Projection, SchemaChanged, transaction_headers
 from shapeworker.shape import Life, Shape
 
@@ -30,16 +30,17 @@ SPILL_LEAST_BYTES = 16 * 1024
 SPILL_TOTAL_BYTES = 32 * 1024 * 1024
 """Of all shapes that a transaction touches, until the least is reached."""
 
-_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-"""What the machine lacks, not what is wrong with a shape."""
-
 HELD_BYTES: Final = 64 * 1024 * 1024
 """Of changes that new shapes may hold back in memory, all together, until their snapshots are taken; beyond, the one
 that holds most is given up."""
 
 
 class StorageFull(Exception):
-    """The disk, or the descriptors, are used up: no shape is at fault, the worker must wait and be sent it again."""
+    """The machine lacks something (``cause``): no shape is at fault, the worker must wait and be sent it all again."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class Events(Protocol):
@@ -195,6 +196,9 @@ class Applier:
 
     def _write(self, shape: Shape, *, spill: bool = False, commit: tuple[int, int] = (0, 0)) -> None:
         try:
+            if shape.log is None:
+                # It was closed for others while this transaction was gathered.
+                self._open_log(shape)
             if spill:
                 shape.spill(self._lsn)
             end = None if spill else shape.commit(*commit)
@@ -203,9 +207,11 @@ class Applier:
                 self._bound_held()
             if end is not None:
                 self._events.written(shape, end)
+        except DamagedLog as error:
+            self._end(shape, f"its log cannot be opened: {error}")
         except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFull(str(error)) from error
+            if is_shortage(error):
+                raise StorageFull(error) from error
             self._end(shape, f"its log cannot be written: {error.strerror}")
 
     def _bound_held(self) -> None:
@@ -227,8 +233,8 @@ class Applier:
             if shape.log is None:
                 self._open_log(shape)
         except (OSError, DamagedLog) as error:
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise StorageFull(str(error)) from error
+            if isinstance(error, OSError) and is_shortage(error):
+                raise StorageFull(error) from error
             self._end(shape, f"its log cannot be opened: {error}")
             shape.skips = True
             return

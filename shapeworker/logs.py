@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import resource
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from common.shapelog.examination import look
 from common.shapelog.files import REAL, Files
+from common.shapelog.layout import DamagedLog
 from common.shapelog.writer import LogWriter
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Life, Shape
+from shapeworker.sync import sync_file_system
 
 LIMIT: Final = 2000
 """Open logs, of two descriptors each; fewer where the system allows fewer descriptors."""
@@ -19,8 +24,11 @@ LIMIT: Final = 2000
 LOOK: Final = 16
 """How many of the logs that were not needed for longest are tried, when one must be closed: some may be in use."""
 
-SHARE: Final = 4
-"""One in so many of the descriptors that the process may have is an open log."""
+SHARE: Final = 1 / 4
+"""Of the descriptors that the process may have, so many logs are open as a rule: half of the descriptors."""
+
+MOST: Final = 5 / 16
+"""And so many at the most; some cannot be closed at once, because they are not on the disk yet."""
 
 
 class OpenLogs:
@@ -39,8 +47,17 @@ class OpenLogs:
         self._chunk_bytes = chunk_bytes
         self._files = files
         self._on_unsynced = on_unsynced
-        self._limit = min(LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE) if limit is None else limit
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._limit = min(LIMIT, int(descriptors * SHARE)) if limit is None else limit
+        self._most = int(descriptors * MOST) if limit is None else int(limit * MOST / SHARE)
         self._open: OrderedDict[str, Shape] = OrderedDict()
+
+    def readable(self, shape: Shape) -> None:
+        """Make sure that readers who are sent to the shape find it. Raises as :meth:`open`."""
+        if look(shape.directory, self._files).ended:
+            # By a worker whose catalog has lost that: no reader would believe that it lives.
+            raise DamagedLog("it is marked as ended")
+        self.open(shape)
 
     def open(self, shape: Shape) -> None:
         """Make ``shape.log`` usable. Raises ``DamagedLog``, ``OSError`` when the shape cannot be saved."""
@@ -62,14 +79,30 @@ class OpenLogs:
             self._close_oldest()
 
     def _close_oldest(self) -> None:
-        # Not the one that is being opened, which is in use only from now on.
+        # Not the one that is being opened, which is needed from now on.
         for handle, shape in list(itertools.islice(self._open.items(), min(LOOK, len(self._open) - 1))):
             if len(self._open) <= self._limit:
                 return
             if shape.log is None or shape.life is Life.ENDED:
                 del self._open[handle]
-            elif shape.life is Life.ACTIVE and not shape.busy and not shape.log.dirty:
+            elif shape.life is Life.ACTIVE and shape.log.idle and not shape.log.dirty:
+                # A transaction may be passing through the shape: what it gathers in memory does not need the log yet.
                 shape.closed_at = shape.log.last.tx
                 shape.log.close()
                 shape.log = None
                 del self._open[handle]
+        if len(self._open) > self._most:
+            self._sync_all(shape.directory)
+
+    def _sync_all(self, directory: Path) -> None:
+        """One transaction touches more shapes than files may be open: put on the disk what it has written so far, so
+        that it can be closed. This stops the loop for as long as the disk takes."""
+        if self._files is REAL:
+            # At once what the syncs below would do one by one, many times slower.
+            sync_file_system(directory)
+        for shape in self._open.values():
+            # What the sync's thread is at will be clean by itself, and the loop need not wait for it.
+            if shape.log is not None and not shape.log.syncing:
+                # One that fails is found again, and ended, by the batch that it waits for.
+                with contextlib.suppress(OSError):
+                    shape.log.sync()

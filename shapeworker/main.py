@@ -46,6 +46,7 @@ from common.messages import (
 from common.obstacles import TOLD, Obstacle
 from common.postgres import Pool
 from common.shape import partition_of_handle
+from common.shortage import describe
 from common.sockets import Channel, bound, connected
 from shapeworker.announcer import Announcer
 from shapeworker.apply import Applier, StorageFull
@@ -175,7 +176,7 @@ class Worker:
             self._holdings,
             self._fed_here,
             self._creator.create,
-            self._logs.open,
+            self._logs.readable,
             self._endings.end_visibly,
             self._replies.send,
         )
@@ -354,9 +355,10 @@ class Worker:
 
     def _on_full(self, error: StorageFull) -> None:
         # Nothing more of this epoch counts, so nothing more of it is reported durable: the slot waits with us.
-        log.error("the storage directory is full; waiting for room", error=str(error))
+        shortage = describe(error.cause, self._settings.storage_dir)
+        log.error("changes cannot be written; waiting", reason=shortage, error=str(error))
         self._full = True
-        self._shortage = (str(error), time.monotonic())
+        self._shortage = (shortage, time.monotonic())
         self._intake.forget()
         self._applier.restart()
         if self._retry is None:

@@ -8,6 +8,7 @@ not in the log already. It needs no memory of what was delivered, so replays are
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -101,11 +102,6 @@ class Shape:
         return self.life is Life.ACTIVE or self.settling
 
     @property
-    def busy(self) -> bool:
-        """Whether a transaction is passing through it."""
-        return self._passing is not None
-
-    @property
     def held_bytes(self) -> int:
         """The memory of what waits for the snapshot; nothing once that is known."""
         return self._held_size + self._size if self.snapshot is None else 0
@@ -180,7 +176,9 @@ class Shape:
         self.serial = 0
         self._passing = None
         if self.log is not None:
-            self.log.abort()
+            # It is dropped all the same; the bytes that stay lie behind the end of the log.
+            with contextlib.suppress(OSError):
+                self.log.abort()
 
     def snapshot_taken(self, snapshot: Snapshot, filter_until: int) -> Offset | None:
         """Now it is known what the snapshot shows: log what was held back and counts. Returns the log's new end.

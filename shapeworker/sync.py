@@ -141,11 +141,10 @@ class Syncer:
             self._syncing = None
 
     def _sync_all(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
-        if len(batch) >= MANY and _syncfs is not None:
+        if len(batch) >= MANY:
             # What it has written the syncs below find clean; what it could not, they report.
             self._syncing = None, time.monotonic()
-            with contextlib.closing(_Directory(self._storage)) as directory:
-                _syncfs(directory.fd)
+            sync_file_system(self._storage)
         failures = []
         for log in batch:
             self._syncing = log, time.monotonic()
@@ -157,6 +156,13 @@ class Syncer:
                 # Closed meanwhile: its shape has ended, or its partition has another owner, who syncs it anew.
                 continue
         return failures
+
+
+def sync_file_system(directory: Path) -> None:
+    """Write to the disk what is dirty in the file system of this directory, where the system can do that at once."""
+    if _syncfs is not None:
+        with contextlib.closing(_Directory(directory)) as opened:
+            _syncfs(opened.fd)
 
 
 class _Directory:

@@ -150,6 +150,11 @@ class SyncedFile:
         """Whether something written is not known to be on the disk: not synced yet, or just being synced."""
         return self.dirty or self._syncing
 
+    @property
+    def syncing(self) -> bool:
+        """Whether a sync is under way, for which another one would wait."""
+        return self._syncing
+
     def sync(self) -> None:
         """Return when all that was written before the call is on the disk.
 

@@ -286,6 +286,17 @@ class LogWriter:
         self.header.mark_snapshot_failed()
 
     @property
+    def idle(self) -> bool:
+        """Whether no transaction is open, so that closing loses nothing."""
+        return self._held is None
+
+    @property
+    def syncing(self) -> bool:
+        """Whether another thread is syncing it."""
+        log = self._log
+        return self.header.file.syncing or (log is not None and log.syncing)
+
+    @property
     def dirty(self) -> bool:
         """Whether something committed or marked is not known to be on the disk yet."""
         log = self._log

@@ -53,6 +53,8 @@ def test_what_is_in_use_is_not_closed(tmp_path: Path, logs: OpenLogs) -> None:
     passing = complete(tmp_path)
     logs.open(passing)
     passing.enter(1, 1000, 7)
+    passing.gather(0, (b'{"headers":{}}',))
+    passing.spill(1000)
     skipping = complete(tmp_path)
     logs.open(skipping)
     skipping.snapshot = Snapshot(50, 50, frozenset())
@@ -65,6 +67,24 @@ def test_what_is_in_use_is_not_closed(tmp_path: Path, logs: OpenLogs) -> None:
     assert creating.log is not None
     assert passing.log is not None
     assert skipping.log is None, "a transaction that it skips does not keep it busy"
+
+
+def test_a_transaction_may_touch_more_shapes_than_logs_can_be_open(tmp_path: Path, logs: OpenLogs) -> None:
+    shapes = [complete(tmp_path) for _ in range(8 * LIMIT)]
+    most = 0
+    for shape in shapes:
+        logs.open(shape)
+        shape.enter(1, 1000, 7)
+        shape.gather(0, (b'{"headers":{}}',))
+        most = max(most, opened(shapes[: shapes.index(shape) + 1]))
+    for shape in shapes:
+        logs.open(shape)
+        assert shape.commit(1000, 7) is not None
+    assert most <= LIMIT
+    assert opened(shapes) <= LIMIT + LIMIT // 4 + 1
+    for shape in shapes:
+        logs.open(shape)
+        assert shape.last.tx == 1000
 
 
 def test_recovered_transactions_are_synced_before_they_count(tmp_path: Path) -> None:
