@@ -320,6 +320,15 @@ class Delete(msgspec.Struct, tag="delete", frozen=True):
     handle: str
 
 
+class Examine(msgspec.Struct, tag="examine", frozen=True):
+    """«I cannot read the shape with this handle, for this reason»: Done if it has ended for that, Missing if there is
+    none, Refusal if nothing is wrong with it."""
+
+    id: int
+    handle: str
+    reason: str
+
+
 class Find(msgspec.Struct, tag="find", frozen=True):
     """«Is there a shape for this request? Do not create one»: Place, or Missing, or Refusal."""
 
@@ -370,7 +379,7 @@ class Done(msgspec.Struct, tag="done", frozen=True):
     id: int
 
 
-Request = Ensure | Resolve | Delete | Find
+Request = Ensure | Resolve | Delete | Find | Examine
 Reply = Place | Refusal | Missing | NotOwner | Done
 
 # --------------------------------------------------------------------------------------------------------------------

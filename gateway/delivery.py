@@ -127,13 +127,12 @@ class Delivery:
         try:
             with found as reader:
                 await self._serve(exchange, query, found, reader)
-        except ShapeGone:
-            await self._gone(exchange, found)
-        except FileNotFoundError:
-            # Files go away under a reader when their shape ends; of a shape that lives none may be missing.
+        except (ShapeGone, DamagedLog, FileNotFoundError) as error:
+            # Files go away under a reader when their shape ends; of a shape that lives none may be missing or wrong.
             if found.lives():
-                raise
-            await self._gone(exchange, found)
+                await self._doubt(exchange, found, error)
+            else:
+                await self._gone(exchange, found)
         except SnapshotStalled:
             if exchange.started:
                 return exchange.abort()
@@ -199,7 +198,7 @@ class Delivery:
             finally:
                 self._live.leave(waiter)
             if isinstance(outcome, Gone):
-                raise ShapeGone(shape.handle)
+                return await self._gone(exchange, shape)
             if is_ahead and isinstance(outcome, Expired):
                 return await exchange.answer(response.out_of_bounds())
             if outcome.answer is not None:
@@ -242,6 +241,18 @@ class Delivery:
             return False
         await exchange.answer(response.not_modified(fields), self._cursor(query))
         return True
+
+    async def _doubt(self, exchange: Exchange, shape: Shape, error: Exception) -> None:
+        if exchange.started:
+            exchange.abort()
+        obstacle = await self._shapes.doubt(shape, str(error))
+        if obstacle is None:
+            return await self._gone(exchange, shape)
+        if exchange.started:
+            return None
+        if isinstance(obstacle, Refusal):
+            return await exchange.answer(response.refused(obstacle))
+        return await exchange.answer(response.failure(503, obstacle.message, retry_after=obstacle.retry_after))
 
     async def _gone(self, exchange: Exchange, shape: Shape) -> None:
         self._shapes.forget(shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,7 @@ import msgspec
 import structlog
 
 from common.lsn import Offset
-from common.messages import Ensure, Find, Missing, NotOwner, Place, Refusal, Reply, Request
+from common.messages import Ensure, Examine, Find, Missing, NotOwner, Place, Refusal, Reply, Request
 from common.shape import ShapeRequest, partition_of
 from common.shapelog.layout import NEW, DamagedLog, Header, SnapshotState
 from common.shapelog.reader import ShapeReader
@@ -48,7 +49,10 @@ MAX_KNOWN: Final = 50_000
 """Places kept; each takes about a kilobyte."""
 
 MAX_OPEN: Final = 1_000
-"""Readers kept open without use; each holds up to three file descriptors."""
+"""Readers kept open without use, of up to three file descriptors each; fewer where the system allows fewer of them."""
+
+SHARE: Final = 8
+"""One reader for so many descriptors that the process may have: most of them are for clients."""
 
 
 class ShapeGone(Exception):
@@ -173,9 +177,11 @@ class Shapes:
         self._service = service
         self._workers = workers
         self._finder = Finder(storage)
+        self._max_open = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE)
         self._known: OrderedDict[ShapeRequest, Shape] = OrderedDict()
         self._open: OrderedDict[str, Shape] = OrderedDict()
         self._pending: dict[ShapeRequest, asyncio.Task[Found | Missing]] = {}
+        self._doubts: dict[str, asyncio.Task[Refusal | Unavailable | None]] = {}
         self._changed: dict[asyncio.Future[None], None] = {}
 
     def service_changed(self) -> None:
@@ -237,6 +243,24 @@ class Shapes:
             await self._wait(RETRY_DELAY)
         return None
 
+    async def doubt(self, shape: Shape, reason: str) -> Refusal | Unavailable | None:
+        """Have the worker look at a shape that cannot be read here; ``None`` once it has ended.
+
+        Requests at the same time share one question.
+        """
+        task = self._doubts.get(shape.handle)
+        if task is None:
+            log.error("a shape cannot be read", handle=shape.handle, reason=reason)
+            task = asyncio.create_task(self._doubt(shape, reason))
+            self._doubts[shape.handle] = task
+            task.add_done_callback(lambda _: self._doubts.pop(shape.handle, None))
+        return await asyncio.shield(task)
+
+    async def _doubt(self, shape: Shape, reason: str) -> Refusal | Unavailable | None:
+        self.forget(shape)
+        reply = await self.ask_partition(lambda _: shape.partition, lambda id: Examine(id, shape.handle, reason))
+        return reply if isinstance(reply, (Refusal, Unavailable)) else None
+
     def forget(self, shape: Shape) -> None:
         """Drop a shape that has ended; its files are closed when the last user is done."""
         if self._known.get(shape.request) is shape:
@@ -248,7 +272,7 @@ class Shapes:
 
     def close(self) -> None:
         """Stop all questions and close all files."""
-        for task in self._pending.values():
+        for task in (*self._pending.values(), *self._doubts.values()):
             task.cancel()
         for shape in self._open.values():
             shape.close()
@@ -286,7 +310,7 @@ class Shapes:
             before.close()
         self._open[shape.handle] = shape
         self._open.move_to_end(shape.handle)
-        if len(self._open) > MAX_OPEN:
+        if len(self._open) > self._max_open:
             # Those in use keep their files; they come to the end of the queue and are looked at again later.
             handle, oldest = self._open.popitem(last=False)
             oldest.close()

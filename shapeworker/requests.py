@@ -12,6 +12,7 @@ from common.messages import (
     Delete,
     Done,
     Ensure,
+    Examine,
     Find,
     Missing,
     NotOwner,
@@ -24,7 +25,9 @@ from common.messages import (
     encode,
 )
 from common.shape import ShapeRequest, partition_of, partition_of_handle
+from common.shapelog.examination import examine
 from common.shapelog.layout import DamagedLog
+from common.shortage import is_shortage
 from shapeworker.endings import ShapeEnded
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Shape
@@ -120,10 +123,27 @@ class Requests:
         shape = holdings.by_handle(request.handle)
         if shape is None:
             return Missing(request.id)
+        if isinstance(request, Examine):
+            return await self._examine(request, shape)
         if isinstance(request, Resolve):
             return await self._place(request.id, shape)
         assert isinstance(request, Delete)
         await self._end(shape, "it was deleted by request")
+        return Done(request.id)
+
+    async def _examine(self, request: Examine, shape: Shape) -> Reply:
+        log.warning("a shape cannot be read; looking at it", handle=shape.handle, reason=request.reason)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, examine, shape.directory, shape.last)
+        except DamagedLog as error:
+            await self._end(shape, f"its files are damaged: {error}")
+        except OSError as error:
+            if is_shortage(error):
+                return _sound(request.id)
+            await self._end(shape, f"its files cannot be read: {error.strerror}")
+        else:
+            log.warning("nothing is wrong with the shape", handle=shape.handle)
+            return _sound(request.id)
         return Done(request.id)
 
     def _moved(self, request: Request) -> bool:
@@ -146,3 +166,8 @@ class Requests:
             request=shape.request,
             generation=self._holdings.generation,
         )
+
+
+def _sound(number: int) -> Refusal:
+    body = orjson.dumps({"message": "The shape cannot be read at present. Please try again."})
+    return Refusal(id=number, status=503, body=body, retry_after=1)

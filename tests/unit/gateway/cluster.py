@@ -28,6 +28,7 @@ from common.messages import (
     Done,
     Ended,
     Ensure,
+    Examine,
     Find,
     Missing,
     NotOwner,
@@ -194,7 +195,7 @@ class Worker:
             return Missing(request.id)
         if isinstance(request, Resolve):
             return shape.place(request.id)
-        assert isinstance(request, Delete)
+        assert isinstance(request, (Delete, Examine))
         self.end(shape)
         return Done(request.id)
 

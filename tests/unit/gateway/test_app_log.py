@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from common.messages import Examine, Refusal
 from gateway import log
 from tests.unit.gateway.cluster import (
     GENERATION,
@@ -397,9 +398,20 @@ async def test_a_question_lost_with_its_worker_is_asked_again(world: Cluster) ->
     assert len(world.worker.asked) == 1
 
 
-async def test_a_shape_whose_files_are_damaged_is_an_error_without_details(world: Cluster) -> None:
+async def test_a_shape_whose_files_are_damaged_is_shown_to_its_worker_and_refetched(world: Cluster) -> None:
     shape = world.worker.shape()
     shape.commit(5, entry(0))
     (shape.path / "log.json").write_bytes(b"")
     answer = await world.get(f"offset=0_inf&handle={shape.handle}")
-    assert (answer.status, answer.raw) == (500, b'{"error":"Internal server error"}')
+    assert (answer.status, json.loads(answer.raw)) == (409, MUST_REFETCH)
+    assert [request for request in world.worker.asked if isinstance(request, Examine)]
+
+
+async def test_a_shape_in_which_its_worker_finds_nothing_wrong_is_asked_for_again(world: Cluster) -> None:
+    shape = world.worker.shape()
+    shape.commit(5, entry(0))
+    await world.get(f"offset=0_inf&handle={shape.handle}")
+    world.worker.refusal = lambda id: Refusal(id=id, status=503, body=b"{}", retry_after=1)
+    (shape.path / "log.json").write_bytes(b"")
+    answer = await world.get(f"offset=0_inf&handle={shape.handle}")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
