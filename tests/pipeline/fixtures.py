@@ -29,6 +29,7 @@ class StartStack(Protocol):
         environment: Mapping[str, str] | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,
         storage: Path | None = None,
+        descriptors: int | None = None,
         keep_alive: bool = True,
         ready: bool = True,
     ) -> Stack: ...
@@ -63,6 +64,7 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         environment: Mapping[str, str] | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,
         storage: Path | None = None,
+        descriptors: int | None = None,
         keep_alive: bool = True,
         ready: bool = True,
     ) -> Stack:
@@ -74,6 +76,7 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
             environment=environment,
             environments=environments,
             storage=storage,
+            descriptors=descriptors,
             keep_alive=keep_alive,
         )
         stacks.append(stack)

@@ -27,8 +27,9 @@ _BACKOFF = (0.05, 0.5)
 class Reader:
     """Follows one shape from the moment of `start` until `stop`.
 
-    `protected`: this shape must live, a 409 is a failure at any time. What the reader survived is counted: `losses`
-    (broken or refused connections), `refusals` (429 and 5xx), `view.ended` (handles that got a 409).
+    `protected`: this shape must live, a 409 is a failure at any time; with `may_end` none ever is. What the reader
+    survived is counted: `losses` (broken or refused connections), `refusals` (429 and 5xx), `view.ended` (handles that
+    got a 409).
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Reader:
         self.columns = columns
         self.name = f"{table}{list(columns) if columns is not None else ''}{' full' if replica == 'full' else ''}"
         self.protected = protected
+        self.may_end = False
         self.losses: list[str] = []
         self.refusals: list[str] = []
         quoted = '"' + table.replace('"', '""') + '"'
@@ -173,6 +175,8 @@ class Reader:
             raise Violation(f"{self.name} (handle {self.view.handle}): {violation}\nrequest: {query}") from None
 
     def _check_may_end(self) -> None:
+        if self.may_end:
+            return
         since = self._current_since
         settled = since is not None and asyncio.get_running_loop().time() - since > SETTLED_SECONDS
         if self.protected or settled:

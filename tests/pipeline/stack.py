@@ -64,9 +64,11 @@ class Stack:
         environment: Mapping[str, str] | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,
         storage: Path | None = None,
+        descriptors: int | None = None,
         keep_alive: bool = True,
     ) -> None:
-        """``environments``: variables of single processes, by the beginning of their names (``w``, ``g0``)."""
+        """``environments``: variables of single processes, by the beginning of their names (``w``, ``g0``).
+        ``descriptors``: how many files each may have open."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.storage = storage or root / "storage"
@@ -92,6 +94,7 @@ class Stack:
         }
         self.environments = environments or {}
         self._children: dict[str, _Child] = {}
+        self._limit = [] if descriptors is None else ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
         self._keep_alive = keep_alive
         self._keeper: asyncio.Task[None] | None = None
         self._declare("ingester", "ingester")
@@ -283,7 +286,7 @@ class Stack:
         with child.log.open("ab") as log:
             # From the main thread, which lasts: the kernel kills the child when the thread that forked it ends.
             child.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy", *child.arguments],
+                [*self._limit, sys.executable, "-m", "deploy", *child.arguments],
                 cwd=REPOSITORY,
                 env=self._environment(child.name),
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,75 @@
+"""What every fault scenario shares: shapes that must live, light load on them, and the comparison afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import psycopg
+
+from tests.pipeline.fleet import Fleet
+from tests.pipeline.stack import Stack
+from tests.pipeline.workload import Workload
+
+MIXED: Final = (3_000, 20_000)
+"""Rows of the larger transactions that come between the small ones."""
+
+FEW: Final = (200, 1_000)
+"""The same where the disk is small."""
+
+
+@contextlib.asynccontextmanager
+async def under_load(
+    stack: Stack,
+    url: str,
+    seed: int,
+    *,
+    writers: int = 2,
+    rows: Sequence[int] = MIXED,
+    faults: bool = False,
+    monotone_lsn: bool = True,
+) -> AsyncIterator[Fleet]:
+    """Complete shapes of every kind, which no fault may end, while small and large transactions come.
+
+    Afterwards the stack must become active by itself, every reader hold what Postgres does, and no byte differ from
+    what was served before. ``url`` is where the writers go, past any proxy; ``faults``: they may lose it.
+    """
+    workload = Workload(url, seed, writers=writers, faults=faults)
+    async with Fleet(stack, workload, monotone_lsn=monotone_lsn) as fleet:
+        workload.start()
+        fleet.add_every_kind()
+        await fleet.current()
+        # Snapshots that were read completely are made durable within moments; from then on nothing may end a shape.
+        await fleet.run(1)
+        for reader in fleet.readers:
+            reader.protected = True
+        mixing = asyncio.create_task(_mix(workload, rows, faults))
+        try:
+            yield fleet
+        finally:
+            mixing.cancel()
+            await asyncio.wait([mixing])
+        if not mixing.cancelled():
+            mixing.result()
+        await stack.wait_active()
+        await fleet.current()
+        await fleet.rest()
+
+
+async def _mix(workload: Workload, rows: Sequence[int], faults: bool) -> None:
+    number = 0
+    while True:
+        try:
+            await workload.large(rows[number % len(rows)])
+        except psycopg.OperationalError:
+            if not faults:
+                raise
+        number += 1
+        await asyncio.sleep(1)
+
+
+def losses(fleet: Fleet) -> list[str]:
+    """What readers lost on the way: broken connections and refusals."""
+    return [text for reader in fleet.readers for text in (*reader.losses, *reader.refusals)]
