@@ -31,18 +31,13 @@ class SimDatabase:
     """The open database of one partition. A process that is killed lets go of it."""
 
     def __init__(self, disk: Disk, partition: str) -> None:
-        process = disk.step()
-        if partition in disk.owners:
-            raise sqlite3.OperationalError("database is locked")
-        disk.owners[partition] = process
+        self._opened = self._closed = False
         self._disk = disk
         self._partition = partition
-        self._process: Process = process
+        self._process: Process = disk.step()
         raw = disk.catalogs.get(partition)
         if raw is None:
             raw = disk.catalogs[partition] = sqlite3.connect(":memory:", isolation_level=None)
-        elif raw.in_transaction:
-            raw.rollback()  # its former owner died within
         self._raw: sqlite3.Connection = raw
 
     def execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
@@ -73,16 +68,26 @@ class SimDatabase:
 
     def close(self) -> None:
         """Let go."""
-        disk = self._disk
-        if disk.owners.get(self._partition) is self._process and self._process.alive:
-            disk.step()
+        self._closed = True
+        if self._opened and self._process.alive:
+            self._opened = False
             self._raw.rollback()
-            del disk.owners[self._partition]
+            del self._disk.owners[self._partition]
+
+    __del__ = close
 
     def _check(self) -> None:
         self._disk.step()
-        if self._disk.owners.get(self._partition) is not self._process:
+        if self._closed:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+        if self._opened:
+            return
+        if self._partition in self._disk.owners:
+            raise sqlite3.OperationalError("database is locked")
+        self._opened = True
+        self._disk.owners[self._partition] = self._process
+        if self._raw.in_transaction:
+            self._raw.rollback()  # its former owner died within
 
     def _wait(self) -> None:
         self._disk.scheduler.pause(self._disk.scheduler.rng.random() * self._disk.sync_seconds)

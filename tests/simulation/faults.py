@@ -39,7 +39,7 @@ class Faults:
             (3, self._crash_postgres),
             (3, self._lose_stream),
             (2, self._lose_snapshots),
-            (2, self._change_workers),
+            (5, self._change_workers),
             (2, self._delete),
             (1, self._fill_disk),
             (1, self._fail_syncs),
@@ -72,7 +72,7 @@ class Faults:
     def _freeze_one(self) -> None:
         process = self._someone()
         if process is not None:
-            process.stopped_until = self.scheduler.now + self.rng.choice((0.5, 4.0, 9.0)) * self.rng.random()
+            process.stopped_until = self.scheduler.now + self.rng.choice((0.5, 4.0, 9.0)) * self.rng.uniform(0.3, 1)
 
     def _cut_link(self) -> None:
         if self.network.links:

@@ -220,6 +220,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             if not self._process.alive:
                 raise Killed
             self.call_soon(finish, result, failure)
+            failure = None  # its traceback holds this frame, and what it holds must go when nobody wants it any more
 
         def finish(result: Any, failure: BaseException | None) -> None:
             lane.free += 1

@@ -241,7 +241,7 @@ class World:
         if self.alive.get(name) is process:
             del self.alive[name]
         if name in self.wanted:
-            self.scheduler.after(self.rng.uniform(0.05, 3.0), self.wanted[name])
+            self.scheduler.after(self.rng.uniform(0.05, self.rng.choice((0.3, 3.0, 9.0))), self.wanted[name])
 
     # ---- clients
 
