@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors
 
 from common.lsn import format_lsn
+from common.messages import Gap
 from common.pgoutput import Relation, RelationColumn
 from common.table import Table
 from common.xid import Snapshot
@@ -21,6 +22,7 @@ from ingester.membership import Family, NotPublished
 from ingester.publication import PublicationState, Published
 from ingester.replication import Sink, StreamLost
 from ingester.slot import SlotState, System
+from ingester.standing import Standing
 from shapeworker.snapshot_connection import Batch, DeadlinePassed, Stopped
 from tests.simulation.postgres import DELETE, INSERT, TRUNCATE, Change, Row, Server, Slot, Transaction
 from tests.simulation.process import Process
@@ -29,6 +31,7 @@ from tests.unit import pgoutput_messages as pgoutput
 
 VERSION: Final = 180001
 PUBLICATION_OID: Final = 7
+SYSTEM: Final = "77"
 
 
 class Database:
@@ -85,10 +88,15 @@ class SimConnection:
         assert process is not None
         self.process: Process = process
 
-    async def execute(self, _: str) -> None:
-        """A statement whose result nobody wants."""
+    async def execute(self, _: str) -> SimConnection:
+        """A statement of which no more is wanted than that the session lives: it is its own cursor."""
         await self.database.wait()
         self.check()
+        return self
+
+    async def fetchone(self) -> tuple[int]:
+        """The session's number."""
+        return (1,)
 
     def check(self) -> None:
         """Raises ``psycopg.OperationalError`` once it is lost."""
@@ -139,7 +147,19 @@ class SimSlots:
     async def server_facts(self, _: SimConnection) -> Any:
         """All is as it should be."""
         await self._database.wait()
-        return SimpleNamespace(problem=lambda: None, database_oid=5, wal_sender_timeout=6.0, version=VERSION)
+        return SimpleNamespace(
+            problem=lambda: None,
+            in_recovery=False,
+            system_identifier=SYSTEM,
+            database="db",
+            database_oid=5,
+            wal_sender_timeout=6.0,
+            version=VERSION,
+        )
+
+    async def check_continuity(self, *_: object) -> None:
+        """It is still the same server."""
+        await self._database.wait()
 
     async def acquire_lock(self, lock: SimConnection, _: str, **__: Any) -> None:
         """Wait until nobody else has it."""
@@ -155,7 +175,7 @@ class SimSlots:
         """Always the same server."""
         await self._database.wait()
         connection.check()
-        return System("77", 1, self._database.server.flush, "db")
+        return System(SYSTEM, 1, self._database.server.flush, "db")
 
     async def ensure_slot(
         self, connection: SimConnection, _: str, *, before_create: Callable[[str], Awaitable[None]], **__: Any
@@ -200,12 +220,31 @@ async def full_xid(connection: SimConnection) -> int:
     return (await current_snapshot(connection)).xmax
 
 
+async def describe_oids(connection: SimConnection, oids: list[int]) -> dict[int, Table]:
+    """The tables with these oids."""
+    await connection.database.wait()
+    connection.check()
+    return {oid: connection.database.server.tables[oid] for oid in oids}
+
+
 async def describe(connection: SimConnection, schema: str, name: str) -> Table | None:
     """The table of this name."""
     await connection.database.wait()
     connection.check()
     tables = connection.database.server.tables.values()
     return next((table for table in tables if (table.schema, table.name) == (schema, name)), None)
+
+
+class SimReconciler:
+    """``ingester.reconciler.Reconciler``: nobody else touches the publication."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Nothing to look at."""
+
+    async def run(self) -> str:
+        """For ever."""
+        await asyncio.Event().wait()
+        return ""
 
 
 class SimPublication:
@@ -232,7 +271,13 @@ class SimPublication:
         """There are no partitions."""
         raise AssertionError(oid)
 
-    async def family(self, oid: int) -> Family:
+    standings: Final[dict[int, Standing]] = {}
+
+    def gaps(self) -> list[Gap]:
+        """Nobody else touches the publication."""
+        return []
+
+    async def announced(self, oid: int) -> Family:
         """There are no partitions."""
         await self._database.wait()
         return Family((), ())
@@ -324,7 +369,12 @@ class SimStream:
             self._paused = False
             self._loop.call_soon(self._drain)
 
-    def send_status(self) -> None:
+    @property
+    def silent(self) -> float:
+        """A connection that is lost says so here."""
+        return 0.0
+
+    def send_status(self, *, ask: bool = False) -> None:
         """Report the durable position."""
         if not self._running or not self._connection.process.alive:
             return
@@ -481,6 +531,7 @@ class SimSnapshotConnection:
     """``shapeworker.snapshot_connection.SnapshotConnection``."""
 
     server_version = VERSION
+    user = "u"
 
     def __init__(self, database: Database, stop: Any) -> None:
         self._database = database
@@ -506,7 +557,7 @@ class SimSnapshotConnection:
             rows = [(table, server.rows(table, self._snapshot)) for table in server.tables]
             self._rows = dict(rows)
             self._pass(deadline)
-            return [[str(self._snapshot).encode(), format_lsn(server.insert).encode(), b"77"]]
+            return [[str(self._snapshot).encode(), format_lsn(server.insert).encode(), SYSTEM.encode()]]
         if parameters is not None:
             table = server.tables.get(int(parameters[0]))
             return [] if table is None else [[orjson.dumps(_builtins(table))]]

@@ -319,8 +319,8 @@ def _partition(path: PurePosixPath) -> str | None:
     parts = path.parts
     if "partitions" in parts:
         at = parts.index("partitions") + 1
-        # The trash is swept by any thread, also while the partition is given back.
-        if at < len(parts) and "trash" not in parts:
+        # The folders are made before the catalog in them is locked; the trash is swept by any thread, at any time.
+        if len(parts) > at + 2 and parts[at + 1] == "shapes":
             return parts[at]
     return None
 

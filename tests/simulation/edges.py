@@ -26,6 +26,7 @@ import gateway.workers
 import ingester.fanout
 import ingester.feed
 import ingester.group
+import ingester.inspection
 import ingester.main
 import ingester.session
 import ingester.source
@@ -36,6 +37,7 @@ import shapeworker.apply
 import shapeworker.catalog
 import shapeworker.creation
 import shapeworker.main
+import shapeworker.reconciler
 import shapeworker.snapshot
 from common.shapelog import files, writer
 from tests.simulation import database as db
@@ -162,6 +164,13 @@ def replaced(
         await database.wait()
         return db.SimConnection(database)
 
+    async def nothing(*_: object) -> None:
+        await database.wait()
+
+    async def no_rows(*_: object) -> list[object]:
+        await database.wait()
+        return []
+
     async def resolve(text: str, _: bool) -> str:
         return text
 
@@ -181,6 +190,11 @@ def replaced(
         (ingester.subscriptions, "current_snapshot", db.current_snapshot),
         (ingester.feed, "ReplicationStream", functools.partial(db.SimStream, database)),
         (ingester.feed, "end_readers", slots.end_readers),
+        (ingester.feed, "check_continuity", slots.check_continuity),
+        (ingester.main, "Reconciler", db.SimReconciler),
+        (ingester.inspection, "_blocked", no_rows),
+        (ingester.inspection, "_slot_state", nothing),
+        (shapeworker.reconciler, "describe_oids", db.describe_oids),
         (ingester.source, "os", SimOs),
         (ingester.source, "fcntl", SimFcntl),
         (shapeworker.main, "Channel", SimChannel),
@@ -210,6 +224,8 @@ def replaced(
         (writer, "BUFFER_BYTES", sizes["buffer"]),
     ]
     clock = SimTime(scheduler)
+    # Bound when the class was made.
+    edges.append((shapeworker.catalog.Catalog.__init__, "__defaults__", (shapeworker.catalog.connect, clock.time_ns)))
     chance = random.Random(scheduler.rng.random())
     tokens = SimpleNamespace(token_hex=lambda size: f"{chance.getrandbits(8 * size):0{2 * size}x}")
     locks = SimpleNamespace(Lock=lambda: SimLock(lambda: scheduler))
