@@ -1,7 +1,7 @@
 # make run          start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
 # make test         all tests but the long ones
 # make test-faults  the long ones: real processes under faults, for minutes
-# make simulate     crash simulations, ten thousand seeds each: some minutes
+# make simulate     crash simulations, ten thousand seeds each: an hour or so
 # make lint         style and types
 
 VENV := .venv
@@ -33,6 +33,7 @@ test-faults: install
 
 simulate: install
 	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000
+	$(VENV)/bin/python -m tests.simulation.pipeline --seeds 10000 --jobs 2
 
 lint: install
 	$(VENV)/bin/ruff check .

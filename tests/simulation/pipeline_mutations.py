@@ -1,0 +1,273 @@
+"""Does the pipeline simulation find what it is for? Breaks the product in one place at a time, in a copy, and looks.
+
+Not here, since nothing changes: the join rule without ``filter_until`` (what a snapshot shows lies below it, and ids
+are not given out again once it is flushed); frames of an older epoch (a connection keeps its order, what a former one
+held is lost).
+
+    python -m tests.simulation.pipeline_mutations [--seeds 500] [--only WORD]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.simulation.mutations import ROOT, Mutation
+
+SHAPE, APPLY, CREATION = "shapeworker/shape.py", "shapeworker/apply.py", "shapeworker/creation.py"
+WORKER, STREAM, SYNC = "shapeworker/main.py", "shapeworker/stream.py", "shapeworker/sync.py"
+FANOUT, FEED, GROUP = "ingester/fanout.py", "ingester/feed.py", "ingester/group.py"
+COORDINATOR, WATERMARK = "ingester/coordinator.py", "ingester/watermark.py"
+
+MUTATIONS: Final = (
+    Mutation(
+        "the join rule without the snapshot",
+        SHAPE,
+        "return lsn >= self.filter_until or not self.snapshot.shows(xid)",
+        "return lsn >= self.filter_until",
+    ),
+    Mutation(
+        "what is in the log counts again", SHAPE, "        if lsn <= self.last.tx:\n            return False\n", ""
+    ),
+    Mutation(
+        "what was held back is logged backwards",
+        SHAPE,
+        "for lsn, xid, ops, lines, obstacle in held:",
+        "for lsn, xid, ops, lines, obstacle in reversed(held):",
+    ),
+    Mutation(
+        "a passing transaction that the snapshot shows is kept",
+        SHAPE,
+        "            if not self.counts(*self._passing):\n",
+        "            if False:\n",
+    ),
+    Mutation(
+        "nothing is unseen",
+        "ingester/subscriptions.py",
+        "unseen = tuple(xid for xid, lsn in ring if lsn <= dispatched and not snapshot.shows(xid))",
+        "unseen = ()",
+    ),
+    Mutation(
+        "the snapshot need not show what is unseen",
+        "shapeworker/snapshot.py",
+        "if all(start.snapshot.shows(xid) for xid in self._plan.unseen):",
+        "if True:",
+    ),
+    Mutation(
+        "a snapshot does not wait for the flush",
+        "shapeworker/snapshot.py",
+        "            self._await_flush(connection, start.filter_until)\n",
+        "",
+    ),
+    Mutation(
+        "the acknowledgement is the maximum",
+        WATERMARK,
+        "        bound = min(self._bounds)\n        if",
+        "        bound = max(self._bounds)\n        if",
+    ),
+    Mutation(
+        "an idle stream is acknowledged whatever is durable",
+        WATERMARK,
+        "            if bound > dispatched_then:\n                bound = max(bound, position)",
+        "            bound = max(bound, position)",
+    ),
+    Mutation(
+        "a keepalive inside a transaction means idle",
+        FEED,
+        "if not self._group.fanout.open and self._group.watermark is not None:",
+        "if self._group.watermark is not None:",
+    ),
+    Mutation(
+        "a table is entered inside a transaction",
+        FEED,
+        "        if self._group.fanout.open:\n            self._at_boundary.append(action)\n",
+        "        if False:\n            self._at_boundary.append(action)\n",
+    ),
+    Mutation(
+        "reports of an older epoch count",
+        GROUP,
+        "if message.epoch == self.fanout.epoch and self.watermark is not None:",
+        "if self.watermark is not None:",
+    ),
+    Mutation(
+        "a gap in the frames is passed over",
+        STREAM,
+        "        if seq > self._expected:\n            self._broken = True\n            return Verdict.LOST\n"
+        "        self._expected += 1",
+        "        self._expected = seq + 1",
+    ),
+    Mutation("no empty frames", FANOUT, "            if lane.seq == lane.beaten:\n", "            if False:\n"),
+    Mutation(
+        "that frames are lost is said once", WORKER, "            elif self._lost:\n", "            elif False:\n"
+    ),
+    Mutation(
+        "credits of an older epoch count",
+        FANOUT,
+        "if lane is not None and epoch == self.epoch:",
+        "if lane is not None:",
+    ),
+    Mutation(
+        "a change for nobody has no number",
+        FANOUT,
+        "                        self._cut(lane)\n            self._index += 1",
+        "                        self._cut(lane)\n                self._index += 1",
+    ),
+    Mutation("ids are not widened", FANOUT, "self._xid = self._anchor = widen(xid, self._anchor)", "self._xid = xid"),
+    Mutation(
+        "a worker is fed what it does not hold yet",
+        COORDINATOR,
+        "member.fed = member.held & member.assigned",
+        "member.fed = member.assigned",
+    ),
+    Mutation(
+        "what is given back stays the worker's",
+        COORDINATOR,
+        "        member.fed &= share\n        member.held &= share\n",
+        "",
+    ),
+    Mutation(
+        "shapes join in the middle of an epoch",
+        WORKER,
+        "            if shape.partition in fed:\n",
+        "            if True:\n",
+    ),
+    Mutation(
+        "another ingester is not noticed",
+        WORKER,
+        '            self._ingester = ""\n            self._version = 0\n            self._intake.forget()\n'
+        "            self._hello(0)",
+        "            pass",
+    ),
+    Mutation(
+        "answers that were given up are not asked for again",
+        WORKER,
+        "                self._creator.subscribe_anew()\n            try:",
+        "            try:",
+    ),
+    Mutation("what has ended may be said to be readable", WORKER, " and not unmarked[partition]]", "]"),
+    Mutation(
+        "told to be readable before it is",
+        WORKER,
+        "self._announcer.applied(self._generation, self._syncer.applied, partitions)",
+        "self._announcer.applied(self._generation, self._syncer.applied + 300, partitions)",
+    ),
+    Mutation(
+        "a full disk does not end the epoch for the worker",
+        WORKER,
+        "        self._shortage = (str(error), time.monotonic())\n        self._intake.forget()\n",
+        "        self._shortage = (str(error), time.monotonic())\n",
+    ),
+    Mutation(
+        "durable is what is applied at the end of a batch",
+        SYNC,
+        "if run == self._run and cut > self.durable:\n",
+        "cut = self.applied\n            if run == self._run and cut > self.durable:\n",
+    ),
+    Mutation("a batch of an older epoch counts", SYNC, "if run == self._run and cut", "if cut"),
+    Mutation("a new shape does not count while it settles", CREATION, "        shape.settling = True\n", ""),
+    Mutation("a new shape is not synced", CREATION, "            log_writer.sync()\n", "            pass\n"),
+    Mutation(
+        "a shape is fed after it has subscribed",
+        CREATION,
+        "        self._applier.add(shape)\n        shape.building",
+        "        asyncio.get_running_loop().call_later(0.05, self._applier.add, shape)\n        shape.building",
+    ),
+    Mutation(
+        "tombstones hold nothing back", "shapeworker/endings.py", "        self._syncer.wait_for(tombstone)\n", ""
+    ),
+    Mutation(
+        "ends are told before they can be seen",
+        "shapeworker/endings.py",
+        "        return handle in self._marks\n",
+        "        return False\n",
+    ),
+    Mutation(
+        "a new epoch keeps what was half-done",
+        APPLY,
+        "            shape.abort()\n        self._touched = []\n        self._relations",
+        "            pass\n        self._touched = []\n        self._relations",
+    ),
+    Mutation(
+        "a partition is given back before its shapes have ended",
+        "shapeworker/ownership.py",
+        "        await self._endings.settled()\n",
+        "",
+    ),
+    Mutation(
+        "recovered transactions count as durable",
+        "shapeworker/logs.py",
+        "        if shape.log.unsynced:\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "told to Postgres before it is recorded",
+        "ingester/main.py",
+        "                try:\n                    await asyncio.to_thread(self._file.update, acknowledged=",
+        "                group.flushed = position\n                try:\n"
+        "                    await asyncio.to_thread(self._file.update, acknowledged=",
+    ),
+    Mutation(
+        "waiters are woken by hints alone",
+        "gateway/live.py",
+        "            if not self._look(watch):\n                return\n        elif",
+        "            pass\n        elif",
+    ),
+    Mutation(
+        "what may be claimed is read after the log",
+        "gateway/delivery.py",
+        "            position = log.locate(reader, offset)\n            complete, tail",
+        "            position = log.locate(reader, offset)\n            await asyncio.sleep(0.01)\n"
+        "            seen = self._answers.seen(shape)\n            complete, tail",
+    ),
+    Mutation(
+        "two shapes may live for one request",
+        "shapeworker/catalog.py",
+        "\"WHERE request = ? AND state <> 'ended'\"",
+        "\"WHERE request = ? AND state = ''\"",
+    ),
+)
+
+
+def main() -> int:
+    """Tries each; returns 1 if one is not found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=500, help="how many seeds a mutation may survive")
+    parser.add_argument("--only", default="", help="those with this text in their name or file")
+    arguments = parser.parse_args()
+    survivors = 0
+    for mutation in MUTATIONS:
+        if arguments.only not in mutation.name + " " + mutation.file:
+            continue
+        with tempfile.TemporaryDirectory() as copy:
+            for package in ("common", "gateway", "ingester", "shapeworker", "tests"):
+                shutil.copytree(ROOT / package, Path(copy, package), ignore=shutil.ignore_patterns("__pycache__"))
+            path = Path(copy, mutation.file)
+            text = path.read_text()
+            if text.count(mutation.old) != 1:
+                print(f"{mutation.name}: its text is {text.count(mutation.old)} times in {mutation.file}", flush=True)
+                survivors += 1
+                continue
+            path.write_text(text.replace(mutation.old, mutation.new))
+            command = [
+                sys.executable,
+                "-m",
+                "tests.simulation.pipeline",
+                "--seeds",
+                str(arguments.seeds),
+                "--stop",
+                "1",
+            ]
+            run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+            found = run.stdout.splitlines()[0][:160] if run.returncode else "SURVIVES"
+            survivors += not run.returncode
+            print(f"{mutation.name}: {found}", flush=True)
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
