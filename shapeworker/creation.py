@@ -95,8 +95,9 @@ class Creator:
         Raises :class:`CannotCreate`, or ``ShapeEnded`` if it ended on the way.
         """
         shape = self._holdings.by_request(request)
-        if shape is not None and shape.started is not None:
-            await asyncio.shield(shape.started)
+        if shape is not None:
+            if shape.started is not None:  # there is nothing to wait for with one that was found on the disk
+                await asyncio.shield(shape.started)
             return shape
         task = self._under_way.get(request)
         if task is None:

@@ -24,9 +24,10 @@ from tests.simulation.storage_oracle import DELETED, Oracle
 from tests.simulation.storage_worker import Facts, Worker
 
 REQUESTS: Final = tuple(
-    ShapeRequest(schema="public", table=table, replica=replica)
+    ShapeRequest(schema="public", table=table, replica=replica, where=where)
     for table in ("t5", "t6")
     for replica in ("default", "full")
+    for where in (None, "another", "a third")
 )
 
 
