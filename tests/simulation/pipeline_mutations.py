@@ -2,7 +2,8 @@
 
 Not here, since nothing changes: the join rule without ``filter_until`` (what a snapshot shows lies below it, and ids
 are not given out again once it is flushed); frames of an older epoch (a connection keeps its order, what a former one
-held is lost).
+held is lost); a keepalive inside a transaction (it speaks of what was sent before); credits of an older epoch (they
+bound memory only).
 
     python -m tests.simulation.pipeline_mutations [--seeds 500] [--only WORD]
 """
@@ -77,12 +78,6 @@ MUTATIONS: Final = (
         "            bound = max(bound, position)",
     ),
     Mutation(
-        "a keepalive inside a transaction means idle",
-        FEED,
-        "if not self._group.fanout.open and self._group.watermark is not None:",
-        "if self._group.watermark is not None:",
-    ),
-    Mutation(
         "a table is entered inside a transaction",
         FEED,
         "        if self._group.fanout.open:\n            self._at_boundary.append(action)\n",
@@ -104,12 +99,6 @@ MUTATIONS: Final = (
     Mutation("no empty frames", FANOUT, "            if lane.seq == lane.beaten:\n", "            if False:\n"),
     Mutation(
         "that frames are lost is said once", WORKER, "            elif self._lost:\n", "            elif False:\n"
-    ),
-    Mutation(
-        "credits of an older epoch count",
-        FANOUT,
-        "if lane is not None and epoch == self.epoch:",
-        "if lane is not None:",
     ),
     Mutation(
         "a change for nobody has no number",
