@@ -10,15 +10,10 @@ bound memory only).
 
 from __future__ import annotations
 
-import argparse
-import shutil
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Final
 
-from tests.simulation.mutations import ROOT, Mutation
+from tests.simulation.mutation import Mutation, try_all
 
 SHAPE, APPLY, CREATION = "shapeworker/shape.py", "shapeworker/apply.py", "shapeworker/creation.py"
 WORKER, STREAM, SYNC = "shapeworker/main.py", "shapeworker/stream.py", "shapeworker/sync.py"
@@ -222,41 +217,5 @@ MUTATIONS: Final = (
 )
 
 
-def main() -> int:
-    """Tries each; returns 1 if one is not found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=500, help="how many seeds a mutation may survive")
-    parser.add_argument("--only", default="", help="those with this text in their name or file")
-    arguments = parser.parse_args()
-    survivors = 0
-    for mutation in MUTATIONS:
-        if arguments.only not in mutation.name + " " + mutation.file:
-            continue
-        with tempfile.TemporaryDirectory() as copy:
-            for package in ("common", "gateway", "ingester", "shapeworker", "tests"):
-                shutil.copytree(ROOT / package, Path(copy, package), ignore=shutil.ignore_patterns("__pycache__"))
-            path = Path(copy, mutation.file)
-            text = path.read_text()
-            if text.count(mutation.old) != 1:
-                print(f"{mutation.name}: its text is {text.count(mutation.old)} times in {mutation.file}", flush=True)
-                survivors += 1
-                continue
-            path.write_text(text.replace(mutation.old, mutation.new))
-            command = [
-                sys.executable,
-                "-m",
-                "tests.simulation.pipeline",
-                "--seeds",
-                str(arguments.seeds),
-                "--stop",
-                "1",
-            ]
-            run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-            found = run.stdout.splitlines()[0][:160] if run.returncode else "SURVIVES"
-            survivors += not run.returncode
-            print(f"{mutation.name}: {found}", flush=True)
-    return bool(survivors)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(try_all(MUTATIONS, ["tests.simulation.pipeline", "--stop", "1"], seeds=500, about=__doc__))

@@ -3,30 +3,15 @@
 Not here, since nothing changes: that the size of the log is looked at (the checksum tells), and that the snapshot syncs
 header and names (the log's sync does so again before the shape is active).
 
-    python -m tests.simulation.mutations [--seeds 2000] [--only WORD]
+    python -m tests.simulation.storage_mutations [--seeds 2000] [--only WORD]
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
-
-
-class Mutation(NamedTuple):
-    """What is broken, in words, and how: this text of the file becomes that one."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-
+from tests.simulation.mutation import Mutation, try_all
 
 WRITER, RECOVERY = "common/shapelog/writer.py", "common/shapelog/recovery.py"
 SNAPSHOT, READER = "common/shapelog/snapshot.py", "common/shapelog/reader.py"
@@ -193,35 +178,7 @@ MUTATIONS: Final = (
 )
 
 
-def main() -> int:
-    """Tries each; returns 1 if one is not found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2000, help="how many seeds a mutation may survive")
-    parser.add_argument("--only", default="", help="those with this text in their name or file")
-    arguments = parser.parse_args()
-    survivors = 0
-    for mutation in MUTATIONS:
-        if arguments.only not in mutation.name + " " + mutation.file:
-            continue
-        with tempfile.TemporaryDirectory() as copy:
-            for package in ("common", "shapeworker", "tests"):
-                shutil.copytree(ROOT / package, Path(copy, package), ignore=shutil.ignore_patterns("__pycache__"))
-            path = Path(copy, mutation.file)
-            text = path.read_text()
-            if text.count(mutation.old) != 1:
-                print(f"{mutation.name}: its text is {text.count(mutation.old)} times in {mutation.file}")
-                survivors += 1
-                continue
-            path.write_text(text.replace(mutation.old, mutation.new))
-            command = [sys.executable, "-m", "tests.simulation.storage", "--jobs", "1", "--until-failure"]
-            run = subprocess.run(
-                [*command, "--seeds", str(arguments.seeds)], cwd=copy, capture_output=True, text=True, check=False
-            )
-            found = run.stdout.splitlines()[0][:120] if run.returncode else "SURVIVES"
-            survivors += not run.returncode
-            print(f"{mutation.name}: {found}", flush=True)
-    return bool(survivors)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        try_all(MUTATIONS, ["tests.simulation.storage", "--jobs", "1", "--until-failure"], seeds=2000, about=__doc__)
+    )
