@@ -21,8 +21,9 @@ from common.postgres import DATABASE_ERRORS, Connection, Pool, classify
 from ingester.group import Group
 from ingester.publication import Publication
 from ingester.replication import ReplicationStream
+from ingester.server import System
 from ingester.session import connect_stream
-from ingester.slot import System, check_continuity, end_readers
+from ingester.slot import check_continuity, end_readers
 
 log = structlog.get_logger()
 

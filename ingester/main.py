@@ -22,7 +22,8 @@ from common.shortage import describe, is_shortage
 from ingester.feed import Feed
 from ingester.group import Group
 from ingester.inspection import Inspection
-from ingester.publication import Publication, drop_publication
+from ingester.publication import Publication
+from ingester.publication_setup import drop_publication
 from ingester.reconciler import Reconciler
 from ingester.replication import StreamLost
 from ingester.session import Session, keep_lock, open_session

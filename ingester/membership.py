@@ -15,6 +15,9 @@ from psycopg import sql
 
 from common.postgres import Connection
 
+NO_TABLE: Final = 0
+"""An oid to look at the publication alone with."""
+
 LEAF_KIND: Final = "r"
 PARTITIONED_KIND: Final = "p"
 _FULL: Final = "f"

@@ -19,10 +19,13 @@ import structlog
 
 from common.config import Settings
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
-from ingester import publication, slot, source
-from ingester.publication import PublicationState, full_xid
-from ingester.slot import ServerFacts, System
+from ingester import publication_setup, server, slot, source
+from ingester.lock import acquire_lock
+from ingester.publication import full_xid
+from ingester.publication_setup import PublicationState
+from ingester.server import ServerFacts, System
 from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile, SourceInUse
+from ingester.waiting import WATCH_SECONDS
 
 log = structlog.get_logger()
 
@@ -70,10 +73,10 @@ async def open_session(
     replication: Connection | None = None
     try:
         facts = await _server_facts(settings, lock, admin)
-        await slot.acquire_lock(lock, slot_name, admin=admin, on_waiting=lambda text: on_waiting("waiting", text))
+        await acquire_lock(lock, slot_name, admin=admin, on_waiting=lambda text: on_waiting("waiting", text))
         await _claim(file, lock, lambda text: on_waiting("waiting", text))
         replication = await connect_stream(settings)
-        system = await slot.identify(replication)
+        system = await server.identify(replication)
         stored = await asyncio.to_thread(_load, file)
         if stored is not None and stored.slot != slot_name:
             await _leave_slot(lock, stored, system, facts)
@@ -83,7 +86,7 @@ async def open_session(
             await asyncio.to_thread(file.poison, reason)
 
         async with admin.connection() as connection:
-            published = await publication.ensure_publication(
+            published = await publication_setup.ensure_publication(
                 connection,
                 settings.publication_name,
                 manual=settings.manual_table_publishing,
@@ -136,12 +139,12 @@ async def open_session(
 
 async def _server_facts(settings: Settings, lock: Connection, admin: Pool) -> ServerFacts:
     """What the server is that both URLs lead to. Raises ``DatabaseProblem`` if it will not do, or they differ."""
-    facts = await slot.server_facts(lock)
+    facts = await server.server_facts(lock)
     problem = facts.problem()
     if problem is not None:
         raise DatabaseProblem(problem.kind, f"DATABASE_URL: {problem.message}")
     async with admin.connection() as connection:
-        pooled = await slot.server_facts(connection)
+        pooled = await server.server_facts(connection)
     if pooled.in_recovery or (pooled.system_identifier, pooled.database_oid) != (
         facts.system_identifier,
         facts.database_oid,
@@ -179,11 +182,11 @@ async def _claim(file: SourceFile, lock: Connection, on_waiting: Callable[[str],
             file.claim()
             return
         except SourceInUse as error:
-            if time.monotonic() - told > slot.WATCH_SECONDS:
+            if time.monotonic() - told > WATCH_SECONDS:
                 told = time.monotonic()
                 on_waiting(str(error))
         await asyncio.sleep(CLAIM_RETRY)
-        # For an instance behind us, too: it ends holders of the lock that do nothing (slot.py).
+        # For an instance behind us, too: it ends holders of the lock that do nothing (lock.py).
         await lock.execute("SELECT 1")
 
 
@@ -197,7 +200,7 @@ async def connect_stream(settings: Settings) -> Connection:
 async def keep_lock(lock: Connection) -> None:
     """Returns never; raises ``psycopg.Error`` or ``DatabaseProblem`` once the session that holds the lock is lost.
 
-    The statements also show that the holder lives: an instance that waits ends holders that do nothing (slot.py).
+    The statements also show that the holder lives: an instance that waits ends holders that do nothing (lock.py).
     """
     holder: int | None = None
     while True:

@@ -1,28 +1,24 @@
-"""The replication session's claims: the server it talks to, the lock, the slot (engine.md 3).
+"""The replication slot: judged, made, left behind, dropped (engine.md 3).
 
-The functions take a connection that ``common.postgres.connect(..., replication=True)`` opened. The admin pool looks at
-what the session waits for, since the session itself is then busy.
+The functions take a connection that ``common.postgres.connect(..., replication=True)`` opened, unless they ask for an
+admin connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import structlog
 from psycopg import errors, sql
 
 from common.lsn import format_lsn, parse_lsn
 from common.postgres import DATABASE_ERRORS, Connection, DatabaseProblem, Kind, Pool, Problem, classify
+from ingester.server import System, identify
+from ingester.waiting import WATCH_SECONDS, OnWaiting, meanwhile
 
 log = structlog.get_logger()
-
-OLDEST_SERVER: Final = 140000
-WATCH_SECONDS: Final = 10.0
-"""How often a wait for the lock or for the slot's creation is looked into (engine.md 3.2, 3.6)."""
 
 DROP_ATTEMPTS: Final = 30
 
@@ -33,181 +29,6 @@ _NO_FAILOVER: Final = (
     errors.InternalError_,
 )
 """How a server or a proxy in front of it says that it does not know the option."""
-
-OnWaiting = Callable[[str], None]
-"""Told in one line what is being waited for: at once, then every WATCH_SECONDS."""
-
-
-class System(NamedTuple):
-    """The answer to IDENTIFY_SYSTEM: ``wal_lsn`` is how far the server's WAL is flushed."""
-
-    system_identifier: str
-    timeline: int
-    wal_lsn: int
-    database: str
-
-
-async def identify(connection: Connection) -> System:
-    """Which server and database the replication connection leads to. Raises ``psycopg.Error``."""
-    cursor = await connection.execute("IDENTIFY_SYSTEM")
-    row = await cursor.fetchone()
-    if row is None or row[3] is None:
-        raise DatabaseProblem(Kind.FATAL, "the replication connection is not tied to a database")
-    return System(str(row[0]), int(row[1]), parse_lsn(row[2]), str(row[3]))
-
-
-class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server is and allows. ``wal_sender_timeout`` in seconds, 0 for none; ``version`` as 180001.
-
-    ``may_replicate`` knows the attribute, superusers and the role that Amazon RDS uses instead; another provider may
-    have another way, so the last word is the replication connection's.
-    """
-
-    version: int
-    wal_level: str
-    wal_sender_timeout: float
-    in_recovery: bool
-    encoding: str
-    may_replicate: bool
-    user: str
-    database: str
-    database_oid: int
-    system_identifier: str
-
-    def problem(self) -> Problem | None:
-        """Why Galvanic cannot work with this server, ``None`` if it can (engine.md 2.3)."""
-        if self.version < OLDEST_SERVER:
-            return Problem(Kind.FATAL, f"Postgres {self.version // 10000} is too old; Galvanic needs 14 or newer")
-        if self.in_recovery:
-            return Problem(Kind.RETRY, "the database is a standby in recovery; Galvanic needs the primary")
-        if self.wal_level != "logical":
-            advice = "set wal_level = logical in the configuration of Postgres and restart it"
-            return Problem(Kind.FATAL, f"wal_level is {self.wal_level!r}; {advice}")
-        return None
-
-
-async def server_facts(admin: Connection) -> ServerFacts:
-    """Asks the server what it is, in one round trip. Raises ``psycopg.Error``."""
-    cursor = await admin.execute("""
-        SELECT current_setting('server_version_num')::int, current_setting('wal_level'),
-               (SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'),
-               pg_is_in_recovery(), pg_encoding_to_char(d.encoding),
-               r.rolsuper OR r.rolreplication OR EXISTS (
-                   SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'MEMBER')),
-               r.rolname, d.datname, d.oid::bigint, (SELECT system_identifier::text FROM pg_control_system())
-        FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
-    """)
-    row = await cursor.fetchone()
-    if row is None:
-        raise DatabaseProblem(Kind.RETRY, "the database was dropped or renamed while it was being looked at")
-    return ServerFacts(
-        version=row[0],
-        wal_level=row[1],
-        wal_sender_timeout=float(row[2]),
-        in_recovery=row[3],
-        encoding=row[4],
-        may_replicate=row[5],
-        user=row[6],
-        database=row[7],
-        database_oid=row[8],
-        system_identifier=row[9],
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the lock
-
-
-class Holder(NamedTuple):
-    """A backend that holds the lock. ``since`` changes whenever the backend is given something to do."""
-
-    pid: int
-    since: str | None
-    name: str | None
-    address: str | None
-    slot_idle: bool
-
-
-def stale(before: frozenset[Holder], now: frozenset[Holder]) -> frozenset[Holder]:
-    """The holders to be ended: twice in a row idle, while the slot is there and nobody reads it (engine.md 3.2).
-
-    Twice, because a healthy instance holds the lock for a moment before it begins to read.
-    """
-    return frozenset(holder for holder in before & now if holder.slot_idle)
-
-
-async def acquire_lock(
-    connection: Connection,
-    slot_name: str,
-    *,
-    admin: Pool,
-    on_waiting: OnWaiting,
-    interval: float = WATCH_SECONDS,
-) -> None:
-    """Takes the lock that lets one instance alone use the slot; waits for it as long as it takes (engine.md 3.1).
-
-    The key is the one Electric uses for the same slot name, so that one can take over from the other. Holders that are
-    but the remains of a lost session are ended. Raises ``psycopg.Error`` when the session is lost.
-    """
-    key = sql.Literal(slot_name)
-    cursor = await connection.execute(sql.SQL("SELECT pg_try_advisory_lock(hashtext({}))").format(key))
-    row = await cursor.fetchone()
-    if row is not None and row[0]:
-        return
-    async with _meanwhile(_watch_holders(connection.info.backend_pid, slot_name, admin, on_waiting, interval)):
-        while True:
-            try:
-                await connection.execute(sql.SQL("SELECT pg_advisory_lock(hashtext({}))").format(key))
-            except errors.QueryCanceled as error:
-                if "statement timeout" not in str(error):
-                    raise
-                on_waiting("the wait for the lock was cut short by statement_timeout; waiting again")
-                await asyncio.sleep(0.1)
-            else:
-                return
-
-
-async def lock_holders(admin: Connection, slot_name: str, own_pid: int) -> frozenset[Holder]:
-    """The other backends of this database that hold the slot's lock. Raises ``psycopg.Error``."""
-    cursor = await admin.execute(
-        """
-        SELECT l.pid, a.state_change::text, a.application_name, host(a.client_addr), EXISTS (
-                   SELECT FROM pg_replication_slots s
-                   WHERE s.slot_name = %(slot)s AND s.database = current_database() AND NOT s.active)
-        FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> %(own)s
-          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-          AND l.classid::bigint = (hashtext(%(slot)s)::bigint >> 32) & 4294967295
-          AND l.objid::bigint = hashtext(%(slot)s)::bigint & 4294967295
-        """,
-        {"slot": slot_name, "own": own_pid},
-    )
-    return frozenset([Holder(*row) async for row in cursor])
-
-
-async def _watch_holders(own_pid: int, slot_name: str, admin: Pool, on_waiting: OnWaiting, interval: float) -> None:
-    before: frozenset[Holder] = frozenset()
-    while True:
-        text = f"another instance holds the lock of slot {slot_name!r}"
-        try:
-            async with admin.connection() as connection:
-                now = await lock_holders(connection, slot_name, own_pid)
-                if now:
-                    text += ": " + ", ".join(
-                        f"pid {h.pid} ({h.name or 'unnamed'}, from {h.address or 'this host'})" for h in now
-                    )
-                on_waiting(text)
-                for holder in stale(before, now):
-                    on_waiting(f"ending pid {holder.pid}, which holds the lock but does not use slot {slot_name!r}")
-                    await connection.execute("SELECT pg_terminate_backend(%s)", (holder.pid,))
-                before = now
-        except DATABASE_ERRORS as error:
-            on_waiting(f"{text}; could not look at it: {classify(error).message}")
-        await asyncio.sleep(interval)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the slot
 
 
 class SlotState(NamedTuple):
@@ -306,7 +127,7 @@ async def ensure_slot(
     await before_create(verdict.reason)
     if verdict.drop:
         await connection.execute(sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)))
-    async with _meanwhile(_watch_creation(admin, on_waiting, interval)):
+    async with meanwhile(_watch_creation(admin, on_waiting, interval)):
         try:
             cursor = await connection.execute(create_command(name, info.server_version, failover=True))
         except _NO_FAILOVER as error:
@@ -426,15 +247,3 @@ async def _watch_creation(admin: Pool, on_waiting: OnWaiting, interval: float) -
             log_snapshot = b"SELECT pg_logical_emit_message(true, 'galvanic', '')"
         except DATABASE_ERRORS as error:
             on_waiting(f"{text}; could not look at them: {classify(error).message}")
-
-
-@asynccontextmanager
-async def _meanwhile(watch: Awaitable[None]) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(watch)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()

@@ -19,9 +19,11 @@ from common.pgoutput import Relation, RelationColumn
 from common.table import Table
 from common.xid import Snapshot
 from ingester.membership import Family, NotPublished
-from ingester.publication import PublicationState, Published
+from ingester.publication import Published
+from ingester.publication_setup import PublicationState
 from ingester.replication import Sink, StreamLost
-from ingester.slot import SlotState, System
+from ingester.server import System
+from ingester.slot import SlotState
 from ingester.standing import Standing
 from shapeworker.snapshot_connection import Batch, DeadlinePassed, Stopped
 from tests.simulation.postgres import DELETE, INSERT, TRUNCATE, Change, Row, Server, Slot, Transaction

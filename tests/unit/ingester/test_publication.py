@@ -20,12 +20,11 @@ from deploy.embedded_postgres import EmbeddedPostgres
 from ingester.membership import Family, NotPublished
 from ingester.publication import (
     Publication,
-    PublicationState,
     Published,
     current_snapshot,
-    ensure_publication,
     full_xid,
 )
+from ingester.publication_setup import PublicationState, ensure_publication
 from ingester.standing import Standing
 
 NAME = 'Pub "of" d.tests'

@@ -17,21 +17,17 @@ from psycopg import sql
 from common.lsn import parse_lsn
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, Problem, connect
 from deploy.embedded_postgres import EmbeddedPostgres
+from ingester.lock import Holder, acquire_lock, stale
+from ingester.server import ServerFacts, identify, server_facts
 from ingester.slot import (
     Create,
-    Holder,
-    ServerFacts,
     SlotState,
     Usable,
-    acquire_lock,
     check_continuity,
     create_command,
     drop_leftover,
     ensure_slot,
-    identify,
     judge,
-    server_facts,
-    stale,
 )
 
 Connect = Callable[[], Awaitable[Connection]]
