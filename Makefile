@@ -29,7 +29,7 @@ test: install
 	$(VENV)/bin/python -m pytest -m "not faults"
 
 test-faults: install
-	$(VENV)/bin/python -m pytest -m faults
+	$(VENV)/bin/python -m pytest -m faults -n 2 --dist loadfile
 
 simulate: install
 	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000
