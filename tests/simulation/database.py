@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, Final
@@ -68,13 +68,20 @@ class Database:
         if not self.server.up or self.server.life != life:
             raise psycopg.OperationalError("server closed the connection unexpectedly")
 
-    async def script(self, script: Iterator[float]) -> None:
-        """Run one of the server's scripts as a statement."""
+    async def script(self, script: Generator[float, None, None]) -> None:
+        """Run one of the server's scripts as a statement. It is rolled back when its client gives up or dies."""
         life = self.server.life
-        for delay in script:
-            await asyncio.sleep(delay)
+        process = self.scheduler.current
+        assert process is not None
+        process.on_kill.append(script.close)
+        try:
+            for delay in script:
+                await asyncio.sleep(delay)
+                self.check(life)
             self.check(life)
-        self.check(life)
+        finally:
+            script.close()
+            process.on_kill.remove(script.close)
 
 
 class SimConnection:

@@ -8,7 +8,7 @@ was a member of the publication at the change's place in the WAL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 from common.table import Column, Table
@@ -289,7 +289,7 @@ class Server:
         """Whether a running transaction has written to the table."""
         return any(change.table == table for transaction in self.running.values() for change in transaction.changes)
 
-    def publish(self, table: int) -> Iterator[float]:
+    def publish(self, table: int) -> Generator[float, None, None]:
         """A script: add a table under a lock that excludes its writers. Gives up when the server crashes."""
         life = self.life
         rng = self.scheduler.rng
@@ -298,18 +298,21 @@ class Server:
                 yield rng.random() * 0.02
             else:
                 self.locked.add(table)
-                yield rng.random() * 0.05
-                if self.life != life:
-                    return
-                at = self.advance(100)
-                if rng.random() < 0.7:
-                    yield rng.random() * 0.02
+                try:
+                    yield rng.random() * 0.05
                     if self.life != life:
                         return
-                self.flush_to(self.insert)
-                self.published[table] = at
-                self.announced += 1
-                self.locked.discard(table)
-                self.scheduler.trace("published", table, at)
+                    at = self.advance(100)
+                    if rng.random() < 0.7:
+                        yield rng.random() * 0.02
+                        if self.life != life:
+                            return
+                    self.flush_to(self.insert)
+                    self.published[table] = at
+                    self.announced += 1
+                    self.scheduler.trace("published", table, at)
+                finally:
+                    if self.life == life:
+                        self.locked.discard(table)
             if self.life != life:
                 return

@@ -136,6 +136,8 @@ class World:
             return "transactions are running"
         if server.slot is None:
             return "there is no slot"
+        if server.flush < server.insert:
+            return "the server has not flushed its WAL"
         for client in self.clients:
             if not client.view.up_to_date or client.view.rows != self.oracle.table(client.shape):
                 return (
