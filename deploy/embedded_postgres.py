@@ -254,7 +254,11 @@ def _sweep(root: Path) -> None:
     """Removes data whose origin is gone, such as a deleted clone; a running server's data stays."""
     for origin in root.glob("*.origin"):
         place = origin.with_suffix("")
-        if os.path.exists(origin.read_bytes()) or _running_postmaster(place / "data") is not None:
+        try:
+            named = origin.read_bytes()
+        except FileNotFoundError:
+            continue  # another process sweeps, too
+        if os.path.exists(named) or _running_postmaster(place / "data") is not None:
             continue
         shutil.rmtree(place, ignore_errors=True)
         origin.unlink(missing_ok=True)
