@@ -132,7 +132,8 @@ class Entered(msgspec.Struct, tag="entered", frozen=True):
 class Subscribed(msgspec.Struct, tag="subscribed", frozen=True):
     """The worker gets every change of the table after the commit ``position``, the last one dispatched before.
 
-    ``unseen`` are the (64-bit) transactions dispatched up to there that a snapshot may not show yet (engine.md H-C).
+    ``unseen`` are the (64-bit) transactions dispatched so far, in this epoch or a former one, that a snapshot may not
+    show yet and must (engine.md H-C, INV-42).
     """
 
     id: int

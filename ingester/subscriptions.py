@@ -95,5 +95,6 @@ class Subscriptions:
         ring = self._fanout.ring
         while ring and snapshot.shows(ring[0][0]):
             ring.popleft()  # seen once, seen by every later snapshot
-        unseen = tuple(xid for xid, lsn in ring if lsn <= dispatched and not snapshot.shows(xid))
+        # Also those that come again in this epoch: gateways know that they were applied, and say so of new shapes, too.
+        unseen = tuple(dict.fromkeys(xid for xid, _ in ring if not snapshot.shows(xid)))
         return Subscribed(request.id, dispatched, unseen, request.table)

@@ -45,7 +45,7 @@ MUTATIONS: Final = (
     Mutation(
         "nothing is unseen",
         "ingester/subscriptions.py",
-        "unseen = tuple(xid for xid, lsn in ring if lsn <= dispatched and not snapshot.shows(xid))",
+        "unseen = tuple(dict.fromkeys(xid for xid, _ in ring if not snapshot.shows(xid)))",
         "unseen = ()",
     ),
     Mutation(
