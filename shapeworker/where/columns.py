@@ -1,0 +1,20 @@
+"""What a where clause has to know about the columns of its table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from shapeworker.where.types import ColumnType
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column as the catalog has it now. ``position`` is its index in the rows of the stream (``pgoutput.Row``).
+
+    ``deterministic`` is false only for columns with a collation of which pg_collation.collisdeterministic is false.
+    Columns that the stream does not carry (virtual ones, stored generated ones before Postgres 18) must not be given.
+    """
+
+    name: str
+    position: int
+    type: ColumnType
+    deterministic: bool = True

@@ -1,0 +1,508 @@
+"""Dates and times as Postgres reads, calculates and prints them, for sessions with ``TimeZone=UTC``.
+
+A date is the number of days since 2000-01-01, a timestamp that of microseconds, with or without time zone; the ends of
+int4 and int8 stand for infinity, as in Postgres. A time is microseconds since midnight, a timetz that and the seconds
+*west* of Greenwich.
+
+Literals are read in the ISO forms and in those that name the month. What depends on the session (``now``, the order of
+01/02/03) and two-digit years are refused: they would be other moments for other readers.
+"""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from shapeworker.where.errors import EvaluationError
+from shapeworker.where.numbers import SPACE
+
+SECOND: Final = 1_000_000
+MINUTE: Final = 60 * SECOND
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+DATE_MINUS: Final = -(1 << 31)
+DATE_PLUS: Final = (1 << 31) - 1
+STAMP_MINUS: Final = -(1 << 63)
+STAMP_PLUS: Final = (1 << 63) - 1
+
+_EPOCH: Final = date(2000, 1, 1).toordinal()
+
+TimeTz = tuple[int, int]
+
+
+def days_of(year: int, month: int, day: int) -> int:
+    """Days since 2000-01-01 in the Gregorian calendar without end, year 0 being 1 BC."""
+    shifted = year - (month <= 2)
+    era, of_era = divmod(shifted, 400)
+    of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
+    return era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 730_425
+
+
+def civil(days: int) -> tuple[int, int, int]:
+    """Year, month and day of a number of days since 2000-01-01."""
+    era, of_era = divmod(days + 730_425, 146_097)
+    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    shifted = (5 * of_year + 2) // 153
+    month = shifted + (3 if shifted < 10 else -9)
+    return era * 400 + year + (month <= 2), month, of_year - (153 * shifted + 2) // 5 + 1
+
+
+def month_length(year: int, month: int) -> int:
+    """Days in a month."""
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return 29 if month == 2 and leap else (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)[month - 1]
+
+
+_FIRST_DAY: Final = days_of(-4713, 11, 24)
+_LAST_DAY: Final = days_of(5_874_897, 12, 31)
+_FIRST_STAMP: Final = _FIRST_DAY * DAY
+_END_STAMP: Final = days_of(294_277, 1, 1) * DAY
+
+
+def checked_date(days: int) -> int:
+    """The same if it is a finite date. Raises EvaluationError."""
+    if _FIRST_DAY <= days <= _LAST_DAY:
+        return days
+    raise EvaluationError("date out of range")
+
+
+def checked_stamp(stamp: int) -> int:
+    """The same if it is a finite timestamp. Raises EvaluationError."""
+    if _FIRST_STAMP <= stamp < _END_STAMP:
+        return stamp
+    raise EvaluationError("timestamp out of range")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what Postgres prints
+
+_ROW_DATE: Final = re.compile(r"(\d{4,})-(\d\d)-(\d\d)( BC)?\Z")
+
+
+def read_date(text: bytes) -> int:
+    """A date as Postgres prints it."""
+    if len(text) == 10:
+        return date.fromisoformat(text.decode()).toordinal() - _EPOCH
+    if text in (b"infinity", b"-infinity"):
+        return DATE_PLUS if text == b"infinity" else DATE_MINUS
+    match = _ROW_DATE.match(text.decode())
+    assert match is not None, text
+    year, month, day = int(match[1]), int(match[2]), int(match[3])
+    return days_of(1 - year if match[4] else year, month, day)
+
+
+def read_time(text: bytes) -> int:
+    """A time as Postgres prints it."""
+    whole = int(text[:2]) * HOUR + int(text[3:5]) * MINUTE + int(text[6:8]) * SECOND
+    return whole + int(text[9:].ljust(6, b"0")) if len(text) > 8 else whole
+
+
+def read_timetz(text: bytes) -> TimeTz:
+    """A timetz as Postgres prints it."""
+    at = max(text.rfind(b"+"), text.rfind(b"-"))
+    fields = text[at + 1 :].split(b":")
+    seconds = sum(int(field) * unit for field, unit in zip(fields, (3600, 60, 1), strict=False))
+    return read_time(text[:at]), seconds if text[at] == ord("-") else -seconds
+
+
+def read_timestamp(text: bytes) -> int:
+    """A timestamp, or a timestamptz in UTC, as Postgres prints it."""
+    if text[-1:] == b"y":
+        return STAMP_PLUS if text == b"infinity" else STAMP_MINUS
+    era = b""
+    if text[-1:] == b"C":
+        text, era = text[:-3], b" BC"
+    if text[-3:] == b"+00":
+        text = text[:-3]
+    at = text.index(b" ")
+    return read_date(text[:at] + era) * DAY + read_time(text[at + 1 :])
+
+
+def write_date(days: int) -> str:
+    """The output function of date."""
+    if days in (DATE_MINUS, DATE_PLUS):
+        return "infinity" if days > 0 else "-infinity"
+    year, month, day = civil(days)
+    return f"{year:04d}-{month:02d}-{day:02d}" if year > 0 else f"{1 - year:04d}-{month:02d}-{day:02d} BC"
+
+
+def write_time(time: int) -> str:
+    """The output function of time."""
+    seconds, fraction = divmod(time, SECOND)
+    text = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{text}.{fraction:06d}".rstrip("0") if fraction else text
+
+
+def write_timetz(value: TimeTz) -> str:
+    """The output function of timetz."""
+    time, west = value
+    seconds = abs(west)
+    text = f"{write_time(time)}{'-' if west > 0 else '+'}{seconds // 3600:02d}"
+    if seconds % 3600:
+        text += f":{seconds // 60 % 60:02d}"
+    return text + f":{seconds % 60:02d}" if seconds % 60 else text
+
+
+def write_timestamp(stamp: int) -> str:
+    """The output function of timestamp."""
+    return _write_stamp(stamp, "")
+
+
+def write_timestamptz(stamp: int) -> str:
+    """The output function of timestamptz in UTC."""
+    return _write_stamp(stamp, "+00")
+
+
+def _write_stamp(stamp: int, zone: str) -> str:
+    if stamp in (STAMP_MINUS, STAMP_PLUS):
+        return "infinity" if stamp > 0 else "-infinity"
+    days, time = divmod(stamp, DAY)
+    day, _, era = write_date(days).partition(" ")
+    return f"{day} {write_time(time)}{zone}" + (" " + era if era else "")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# literals
+
+_MONTHS: Final = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_LONG_MONTHS: Final = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_DATES: Final = (
+    re.compile(r"(?P<y>\d{4,7})-(?P<m>\d{1,2})-(?P<d>\d{1,2})(?![\d.])"),
+    re.compile(r"(?P<y>\d{4})/(?P<m>\d{1,2})/(?P<d>\d{1,2})(?![\d.])"),
+    re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?![\d.])"),
+    re.compile(r"(?P<n>[a-z]+) +(?P<d>\d{1,2})(?:, *| +)(?P<y>\d{4})(?![\d.:])"),
+    re.compile(r"(?P<d>\d{1,2})(?:-| +)(?P<n>[a-z]+)(?:-| +)(?P<y>\d{4})(?![\d.:])"),
+    re.compile(r"(?P<y>\d{4})(?:-| +)(?P<n>[a-z]+)(?:-| +)(?P<d>\d{1,2})(?![\d.:])"),
+)
+_CLOCK: Final = re.compile(
+    r"(?P<h>\d{1,2}):(?P<mi>\d\d)(?::(?P<s>\d\d)(?:\.(?P<f>\d{1,20}))?)?(?: *(?P<half>am|pm)\b)?", re.ASCII
+)
+_ZONE: Final = re.compile(
+    r"(?P<sign>[+-])(?:(?P<h>\d{1,2})(?::(?P<m>\d\d)(?::(?P<s>\d\d))?)?|(?P<hm>\d{3,4}))\Z", re.ASCII
+)
+
+
+def _clock(match: re.Match[str]) -> int:
+    hour, minute, second = int(match["h"]), int(match["mi"]), int(match["s"] or 0)
+    fraction = round(float("0." + (match["f"] or "0")) * SECOND)
+    if match["half"]:
+        if not 1 <= hour <= 12:
+            raise ValueError
+        hour = hour % 12 + (12 if match["half"] == "pm" else 0)
+    time = hour * HOUR + minute * MINUTE + second * SECOND + fraction
+    if hour > 24 or minute > 59 or second > 60 or time > DAY or (second == 60 and fraction):
+        raise ValueError
+    return time
+
+
+def _zone(text: str) -> str | int:
+    """Seconds east of Greenwich, or the name of a zone. Raises ValueError."""
+    if text in ("z", "utc", "gmt", "zulu", "ut"):
+        return 0
+    if match := _ZONE.match(text):
+        if match["hm"]:
+            hours, minutes, seconds = int(match["hm"]) // 100, int(match["hm"]) % 100, 0
+        else:
+            hours, minutes, seconds = int(match["h"]), int(match["m"] or 0), int(match["s"] or 0)
+        if hours > 15 or minutes > 59 or seconds > 59:
+            raise ValueError
+        east = hours * 3600 + minutes * 60 + seconds
+        return -east if match["sign"] == "-" else east
+    if "/" in text:
+        zone_info(text)
+        return text
+    raise ValueError
+
+
+def _moment(text: str) -> tuple[int, int, str | int | None]:
+    """Days, time of day and zone of a literal. Raises ValueError."""
+    text = text.strip(SPACE)
+    if not text.isascii() or len(text) > 100:
+        raise ValueError
+    rest = text.lower()
+    for pattern in _DATES:
+        if match := pattern.match(rest):
+            break
+    else:
+        raise ValueError
+    rest = rest[match.end() :]
+    fields = match.groupdict()
+    name = fields.get("n")
+    if name is None:
+        month = int(fields["m"])
+    elif name in _MONTHS or name in _LONG_MONTHS:
+        month = (_MONTHS if name in _MONTHS else _LONG_MONTHS).index(name) + 1
+    elif name == "sept":
+        month = 9
+    else:
+        raise ValueError
+    year, day = int(fields["y"]), int(fields["d"])
+    bare = rest.strip(SPACE)
+    era = re.search(r"(?<![a-z/])(ad|bc)\Z", bare)
+    if era:
+        bare = bare[: -len(era[1])].rstrip(SPACE)
+        if era[1] == "bc":
+            year = 1 - year
+            if year > 0:
+                raise ValueError
+    if not (year or era) or not 1 <= month <= 12 or not 1 <= day <= month_length(year, month):
+        raise ValueError
+    if int(fields["y"]) == 0:
+        raise ValueError
+    days = days_of(year, month, day)
+    if not bare:
+        return days, 0, None
+    if rest[0] == "t":
+        bare = bare[1:]
+    elif rest[0] not in SPACE:
+        raise ValueError
+    clock = _CLOCK.match(bare)
+    if clock is None:
+        raise ValueError
+    time = _clock(clock)
+    tail = bare[clock.end() :]
+    if tail[:1].isdigit() or tail[:1] == "." or (rest[0] == "t" and clock["half"]):
+        raise ValueError
+    zone = tail.strip(SPACE)
+    return days, time, _zone(zone) if zone else None
+
+
+def _special(text: str, minus: int, plus: int, epoch: int) -> int | None:
+    return {"infinity": plus, "-infinity": minus, "epoch": epoch}.get(text.strip(SPACE).lower())
+
+
+def date_input(text: str) -> int:
+    """The input function of date. Raises ValueError."""
+    special = _special(text, DATE_MINUS, DATE_PLUS, days_of(1970, 1, 1))
+    if special is not None:
+        return special
+    days, _, _ = _moment(text)
+    return _valid(checked_date, days)
+
+
+def timestamp_input(text: str) -> int:
+    """The input function of timestamp, which ignores a zone. Raises ValueError."""
+    special = _special(text, STAMP_MINUS, STAMP_PLUS, days_of(1970, 1, 1) * DAY)
+    if special is not None:
+        return special
+    days, time, _ = _moment(text)
+    return _valid(checked_stamp, days * DAY + time)
+
+
+def timestamptz_input(text: str) -> int:
+    """The input function of timestamptz; without a zone it is UTC. Raises ValueError."""
+    special = _special(text, STAMP_MINUS, STAMP_PLUS, days_of(1970, 1, 1) * DAY)
+    if special is not None:
+        return special
+    days, time, zone = _moment(text)
+    local = days * DAY + time
+    if isinstance(zone, str):
+        return _valid(lambda stamp: to_utc(zone, stamp), local)
+    return _valid(checked_stamp, local - (zone or 0) * SECOND)
+
+
+def _valid(check: Callable[[int], int], value: int) -> int:
+    try:
+        return check(value)
+    except EvaluationError:
+        raise ValueError from None
+
+
+def time_input(text: str) -> int:
+    """The input function of time, without a date or a zone. Raises ValueError."""
+    match = _CLOCK.fullmatch(text.strip(SPACE).lower())
+    if match is None:
+        raise ValueError
+    return _clock(match)
+
+
+def timetz_input(text: str) -> TimeTz:
+    """The input function of timetz, without a date; without a zone it is UTC. Raises ValueError."""
+    text = text.strip(SPACE).lower()
+    match = _CLOCK.match(text)
+    if match is None:
+        raise ValueError
+    tail = text[match.end() :]
+    if tail[:1].isdigit() or tail[:1] == ".":
+        raise ValueError
+    tail = tail.strip(SPACE)
+    zone = _zone(tail) if tail else 0
+    if isinstance(zone, str):
+        raise ValueError
+    return _clock(match), -zone
+
+
+def timetz_key(value: TimeTz) -> tuple[int, int]:
+    """What orders two timetz: the moment, then the zone."""
+    time, west = value
+    return time + west * SECOND, west
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# zones
+
+
+@lru_cache(maxsize=256)
+def zone_info(name: str) -> zoneinfo.ZoneInfo:
+    """The zone of this IANA name, in any case. Raises ValueError."""
+    known = _zone_names().get(name.lower())
+    if known is None:
+        raise ValueError(name)
+    return zoneinfo.ZoneInfo(known)
+
+
+@lru_cache(maxsize=1)
+def _zone_names() -> dict[str, str]:
+    return {name.lower(): name for name in zoneinfo.available_timezones()}
+
+
+def _zone_of(name: str) -> str | int:
+    text = name.strip(SPACE).lower()
+    if text in ("utc", "gmt", "z", "zulu"):
+        return 0
+    if "/" in text:
+        try:
+            zone_info(text)
+        except ValueError:
+            raise EvaluationError(f'time zone "{name}" not recognized') from None
+        return text
+    # Abbreviations and POSIX zones depend on the server's settings, or mean the opposite of what they say.
+    raise EvaluationError(f'time zone "{name}" not recognized')
+
+
+def to_utc(name: str, local: int) -> int:
+    """``timezone(name, timestamp)``: the moment at which clocks in a zone show this. Raises EvaluationError."""
+    zone = _zone_of(name)
+    if local in (STAMP_MINUS, STAMP_PLUS):
+        return local
+    if isinstance(zone, int):
+        return checked_stamp(local - zone * SECOND)
+    info, moment = zone_info(zone), _datetime(local)
+    first, second = (_offset(info, moment.replace(fold=fold)) for fold in (0, 1))
+    # A time that clocks skip or show twice is read with standard time by Postgres: in a gap the offset before, and the
+    # later of two moments.
+    offset = first if first == second else min(first, second)
+    return checked_stamp(local - offset)
+
+
+def to_local(name: str, stamp: int) -> int:
+    """``timezone(name, timestamptz)``: what clocks in a zone show at a moment. Raises EvaluationError."""
+    zone = _zone_of(name)
+    if stamp in (STAMP_MINUS, STAMP_PLUS):
+        return stamp
+    if isinstance(zone, int):
+        return checked_stamp(stamp + zone * SECOND)
+    moment = _datetime(stamp).replace(tzinfo=UTC).astimezone(zone_info(zone))
+    offset = moment.utcoffset()
+    assert offset is not None
+    return checked_stamp(stamp + offset // timedelta(microseconds=1))
+
+
+def _datetime(stamp: int) -> datetime:
+    days = stamp // DAY
+    # Beyond these years Python has no zone rules to offer.
+    if not days_of(1900, 1, 1) <= days < days_of(2037, 1, 1):
+        raise EvaluationError("time zones are only known for the years 1900 to 2036")
+    return datetime(2000, 1, 1) + timedelta(microseconds=stamp)
+
+
+def _offset(info: zoneinfo.ZoneInfo, moment: datetime) -> int:
+    offset = moment.replace(tzinfo=info).utcoffset()
+    assert offset is not None
+    return offset // timedelta(microseconds=1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# casts and arithmetic
+
+
+def date_to_timestamp(days: int) -> int:
+    """Midnight of a date. Raises EvaluationError."""
+    if days in (DATE_MINUS, DATE_PLUS):
+        return STAMP_PLUS if days > 0 else STAMP_MINUS
+    return checked_stamp(days * DAY)
+
+
+def timestamp_to_date(stamp: int) -> int:
+    """The day of a timestamp."""
+    if stamp in (STAMP_MINUS, STAMP_PLUS):
+        return DATE_PLUS if stamp > 0 else DATE_MINUS
+    return stamp // DAY
+
+
+def timestamp_to_time(stamp: int) -> int | None:
+    """The time of day of a timestamp; NULL for infinity."""
+    return None if stamp in (STAMP_MINUS, STAMP_PLUS) else stamp % DAY
+
+
+def add_days(days: int, more: int) -> int:
+    """A date some days later. Raises EvaluationError."""
+    return days if days in (DATE_MINUS, DATE_PLUS) else checked_date(days + more)
+
+
+def days_between(later: int, earlier: int) -> int:
+    """``date - date``. Raises EvaluationError."""
+    if {later, earlier} & {DATE_MINUS, DATE_PLUS}:
+        raise EvaluationError("cannot subtract infinite dates")
+    return later - earlier
+
+
+def date_and_time(days: int, time: int) -> int:
+    """``date + time``. Raises EvaluationError."""
+    stamp = date_to_timestamp(days)
+    return stamp if stamp in (STAMP_MINUS, STAMP_PLUS) else checked_stamp(stamp + time)
+
+
+_UNITS: Final = {
+    "microseconds": 1,
+    "milliseconds": 1000,
+    "second": SECOND,
+    "minute": MINUTE,
+    "hour": HOUR,
+    "day": DAY,
+}
+_YEARS: Final = {"year": 1, "decade": 10, "century": 100, "millennium": 1000}
+
+
+def truncate_timestamp(unit: str, stamp: int) -> int:
+    """``date_trunc`` in UTC, for the units by their full names. Raises EvaluationError."""
+    unit = unit.lower()
+    if unit not in _UNITS and unit not in _YEARS and unit not in ("week", "month", "quarter"):
+        raise EvaluationError(f'unit "{unit}" not recognized')
+    if stamp in (STAMP_MINUS, STAMP_PLUS):
+        return stamp
+    if unit in _UNITS:
+        return checked_stamp(stamp - stamp % _UNITS[unit])
+    days = stamp // DAY
+    if unit == "week":
+        # 2000-01-03 was a Monday.
+        return checked_stamp((days - (days - 2) % 7) * DAY)
+    year, month, _ = civil(days)
+    if unit == "month":
+        return checked_stamp(days_of(year, month, 1) * DAY)
+    if unit == "quarter":
+        return checked_stamp(days_of(year, month - (month - 1) % 3, 1) * DAY)
+    span = _YEARS[unit]
+    if unit in ("year", "decade"):
+        # A decade begins with a year that ends in 0; of the years BC, 1 BC is year 0.
+        return checked_stamp(days_of(year - year % span, 1, 1) * DAY)
+    return checked_stamp(days_of((year - 1) // span * span + 1, 1, 1) * DAY)
