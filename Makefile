@@ -1,6 +1,7 @@
 # make run          start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
 # make test         all tests but the long ones
 # make test-faults  the long ones: real processes under faults, for minutes
+# make test-where   the filter language against Postgres: 100 000 generated expressions
 # make simulate     crash simulations, ten thousand seeds each: an hour or so
 # make lint         style and types
 
@@ -9,7 +10,7 @@ VENV := .venv
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test test-faults simulate lint
+.PHONY: install run test test-faults test-where simulate lint
 
 install: $(STAMP)
 
@@ -26,10 +27,13 @@ run: install
 	@exec $(VENV)/bin/galvanic up
 
 test: install
-	$(VENV)/bin/python -m pytest -m "not faults"
+	$(VENV)/bin/python -m pytest -m "not faults and not where"
 
 test-faults: install
 	$(VENV)/bin/python -m pytest -m faults -n 2 --dist loadfile
+
+test-where: install
+	$(VENV)/bin/python -m pytest tests/unit/shapeworker/where -m where
 
 simulate: install
 	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000

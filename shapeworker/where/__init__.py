@@ -16,7 +16,7 @@ from shapeworker.where import canonical, tree
 from shapeworker.where.columns import Column
 from shapeworker.where.compile import Predicate, Program, predicate_program
 from shapeworker.where.errors import EvaluationError, InvalidWhere
-from shapeworker.where.fold import fold
+from shapeworker.where.fold import FAILED, fold
 from shapeworker.where.parser import parse
 from shapeworker.where.resolve import Resolver, input_value
 from shapeworker.where.types import ColumnType, Type
@@ -81,7 +81,12 @@ class _Template:
             assert isinstance(folded, tree.Constant)
             return folded.value
 
-        return Filter(self.program.bound(value), self.columns, self.expression, constants)
+        try:
+            predicate = self.program.bound(value)
+        except EvaluationError as error:
+            # A pattern, zone or unit that is none.
+            raise InvalidWhere(f"{FAILED}: {error}") from None
+        return Filter(predicate, self.columns, self.expression, constants)
 
 
 def compile_where(text: str, params: Mapping[str, str], columns: Sequence[Column]) -> Filter:

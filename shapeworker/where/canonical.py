@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from shapeworker.where import compile, texts, tree
-from shapeworker.where.types import Type
+from shapeworker.where.types import BPCHAR, Type
 
 _ORDERINGS: Final = frozenset(("<", "<=", ">", ">="))
 _EQUALITIES: Final = frozenset(("=", "<>", "~~", "!~~", "@>", "<@", "&&", "^@"))
@@ -138,19 +138,27 @@ class _Writer:
             lowered = texts.lower(pattern.value)
             wanted = {ord(letter) for letter in lowered}
             pairs = {code: low for code, low in texts.case_map("lower").items() if low in wanted and code > 127}
-            folded = f'lower({self.sql(subject)} COLLATE "C")'
+            folded = f'lower({self._with_blanks(subject)} COLLATE "C")'
             if pairs:
                 folded = f"translate({folded}, {_letters(pairs.keys())}, {_letters(pairs.values())})"
             return f"({folded} {operator} {quoted(lowered)}::text)"
-        left = _folded(self.sql(subject), "lower", isinstance(subject, tree.ColumnRef))
+        left = _folded(self._with_blanks(subject), "lower", isinstance(subject, tree.ColumnRef))
         return f"({left} {operator} {_folded(self.sql(pattern), 'lower', isinstance(pattern, tree.ColumnRef))})"
+
+    def _with_blanks(self, subject: tree.Expression) -> str:
+        # A cast of bpchar to text would drop the blanks that LIKE sees.
+        operand = self.sql(subject)
+        return f"textin(bpcharout({operand}))" if subject.type is BPCHAR else operand
 
     def _quantified(self, node: tree.Quantified) -> str:
         role, name = node.function.role, node.function.name
         left, array = self.sql(node.left), self.sql(node.array)
         if role in _CASELESS and self._for_snapshot:
             # The elements of a constant array are folded here; those of others have no SQL.
-            name, left = _CASELESS[role or ""], _folded(left, "lower", isinstance(node.left, tree.ColumnRef))
+            name, left = (
+                _CASELESS[role or ""],
+                _folded(self._with_blanks(node.left), "lower", isinstance(node.left, tree.ColumnRef)),
+            )
             if isinstance(node.array, tree.Constant) and node.array.value is not None:
                 value = node.array.value
                 elements = tuple(None if item is None else texts.lower(item) for item in value.elements)

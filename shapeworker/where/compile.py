@@ -244,9 +244,11 @@ class _Generator:
     def _call(self, node: tree.Apply) -> tuple[list[str], str]:
         """The operands that must not be None, and the call."""
         function, arguments = node.function, node.arguments
-        if function.prepare is not None and never_null(arguments[-1]) and self._is_constant(arguments[-1]):
-            check, subject = self._operand(arguments[0])
-            return [check] if check else [], f"{self._constant(arguments[-1], function.prepare)}({subject})"
+        if function.prepare is not None:
+            fixed, other = arguments[function.prepared_place], arguments[1 - function.prepared_place]
+            if self._is_constant(fixed) and never_null(fixed):
+                check, subject = self._operand(other)
+                return [check] if check else [], f"{self._constant(fixed, function.prepare)}({subject})"
         operands = [self._operand(argument) for argument in arguments]
         checks = [check for check, _ in operands if check]
         codes = [code for _, code in operands]
@@ -274,7 +276,7 @@ class _Generator:
         checks, call = self._call(node)
         if not checks:
             return f"({call})"
-        return f"(None if {' or '.join(f'{check} is None' for check in checks)} else {call})"
+        return f"(None if {_joined(node, [f'{check} is None' for check in checks], 'or')} else {call})"
 
     def _junction(self, node: tree.Junction) -> str:
         stop = node.connective == "or"
@@ -344,7 +346,8 @@ class _Generator:
             # Such a function may itself give NULL.
             return f"({self._applied(node)} is {wanted})"
         tests = [f"{check} is not None" for check in checks]
-        return "(" + " and ".join([*tests, call if wanted else f"not ({call})"]) + ")"
+        result = call if wanted else f"not ({call})"
+        return f"({_joined(node, tests, 'and')} and {result})" if tests else f"({result})"
 
     def _raw_comparison(self, node: tree.Apply, wanted: bool) -> str | None:
         """A column against a constant, as texts: no value has to be read."""
@@ -408,6 +411,13 @@ def _has_no_null(array: arrays.Array) -> bool:
 
 def _is_empty(array: arrays.Array) -> bool:
     return not array.elements
+
+
+def _joined(node: tree.Apply, checks: list[str], word: str) -> str:
+    """Checks that operands are (not) None. Those that could fail are evaluated even if one before them is NULL."""
+    if any(tree.children(argument) for argument in node.arguments[1:]) and len(checks) > 1:
+        return {"or": " | ", "and": " & "}[word].join(f"({check})" for check in checks)
+    return f" {word} ".join(checks)
 
 
 def _inlined(function: tree.Function) -> bool:

@@ -194,7 +194,7 @@ _DATES: Final = (
     re.compile(r"(?P<y>\d{4})(?:-| +)(?P<n>[a-z]+)(?:-| +)(?P<d>\d{1,2})(?![\d.:])"),
 )
 _CLOCK: Final = re.compile(
-    r"(?P<h>\d{1,2}):(?P<mi>\d\d)(?::(?P<s>\d\d)(?:\.(?P<f>\d{1,20}))?)?(?: *(?P<half>am|pm)\b)?", re.ASCII
+    r"(?P<h>\d{1,2}):(?P<mi>\d{1,2})(?::(?P<s>\d{1,2})(?:\.(?P<f>\d{1,20}))?)?(?: *(?P<half>am|pm)\b)?", re.ASCII
 )
 _ZONE: Final = re.compile(
     r"(?P<sign>[+-])(?:(?P<h>\d{1,2})(?::(?P<m>\d\d)(?::(?P<s>\d\d))?)?|(?P<hm>\d{3,4}))\Z", re.ASCII
@@ -316,7 +316,7 @@ def timestamptz_input(text: str) -> int:
     days, time, zone = _moment(text)
     local = days * DAY + time
     if isinstance(zone, str):
-        return _valid(lambda stamp: to_utc(zone, stamp), local)
+        return _valid(to_utc(zone), local)
     return _valid(checked_stamp, local - (zone or 0) * SECOND)
 
 
@@ -389,40 +389,50 @@ def _zone_of(name: str) -> str | int:
     raise EvaluationError(f'time zone "{name}" not recognized')
 
 
-def to_utc(name: str, local: int) -> int:
-    """``timezone(name, timestamp)``: the moment at which clocks in a zone show this. Raises EvaluationError."""
+def to_utc(name: str) -> Callable[[int], int]:
+    """``timezone(name, timestamp)``: the moment at which clocks in a zone show a time. Raises EvaluationError."""
     zone = _zone_of(name)
-    if local in (STAMP_MINUS, STAMP_PLUS):
-        return local
-    if isinstance(zone, int):
-        return checked_stamp(local - zone * SECOND)
-    info, moment = zone_info(zone), _datetime(local)
-    first, second = (_offset(info, moment.replace(fold=fold)) for fold in (0, 1))
-    # A time that clocks skip or show twice is read with standard time by Postgres: in a gap the offset before, and the
-    # later of two moments.
-    offset = first if first == second else min(first, second)
-    return checked_stamp(local - offset)
+
+    def convert(local: int) -> int:
+        if local in (STAMP_MINUS, STAMP_PLUS):
+            return local
+        if isinstance(zone, int):
+            return checked_stamp(local - zone * SECOND)
+        info, moment = zone_info(zone), _datetime(local)
+        # A time that clocks skip is read with the offset before, one that they show twice with standard time.
+        return checked_stamp(local - min(_offset(info, moment.replace(fold=fold)) for fold in (0, 1)))
+
+    return convert
 
 
-def to_local(name: str, stamp: int) -> int:
+def to_local(name: str) -> Callable[[int], int]:
     """``timezone(name, timestamptz)``: what clocks in a zone show at a moment. Raises EvaluationError."""
     zone = _zone_of(name)
-    if stamp in (STAMP_MINUS, STAMP_PLUS):
-        return stamp
-    if isinstance(zone, int):
-        return checked_stamp(stamp + zone * SECOND)
-    moment = _datetime(stamp).replace(tzinfo=UTC).astimezone(zone_info(zone))
-    offset = moment.utcoffset()
-    assert offset is not None
-    return checked_stamp(stamp + offset // timedelta(microseconds=1))
+
+    def convert(stamp: int) -> int:
+        if stamp in (STAMP_MINUS, STAMP_PLUS):
+            return stamp
+        if isinstance(zone, int):
+            return checked_stamp(stamp + zone * SECOND)
+        offset = _datetime(stamp).replace(tzinfo=UTC).astimezone(zone_info(zone)).utcoffset()
+        assert offset is not None
+        return checked_stamp(stamp + offset // timedelta(microseconds=1))
+
+    return convert
+
+
+_CYCLE: Final = 146_097
+_FIRST_ZONED: Final = days_of(100, 1, 1)
+_LAST_ZONED: Final = days_of(9000, 1, 1)
 
 
 def _datetime(stamp: int) -> datetime:
-    days = stamp // DAY
-    # Beyond these years Python has no zone rules to offer.
-    if not days_of(1900, 1, 1) <= days < days_of(2037, 1, 1):
-        raise EvaluationError("time zones are only known for the years 1900 to 2036")
-    return datetime(2000, 1, 1) + timedelta(microseconds=stamp)
+    # Python's calendar ends; the rules of zones repeat after 400 years, and there are none before their first change.
+    days, time = divmod(stamp, DAY)
+    days = max(days, _FIRST_ZONED)
+    if days > _LAST_ZONED:
+        days -= -(-(days - _LAST_ZONED) // _CYCLE) * _CYCLE
+    return datetime(2000, 1, 1) + timedelta(days=days, microseconds=time)
 
 
 def _offset(info: zoneinfo.ZoneInfo, moment: datetime) -> int:
@@ -483,26 +493,28 @@ _UNITS: Final = {
 _YEARS: Final = {"year": 1, "decade": 10, "century": 100, "millennium": 1000}
 
 
-def truncate_timestamp(unit: str, stamp: int) -> int:
-    """``date_trunc`` in UTC, for the units by their full names. Raises EvaluationError."""
+def truncation(unit: str) -> Callable[[int], int]:
+    """``date_trunc`` to a unit, in UTC. Raises EvaluationError for units that are not known by their full names."""
     unit = unit.lower()
     if unit not in _UNITS and unit not in _YEARS and unit not in ("week", "month", "quarter"):
         raise EvaluationError(f'unit "{unit}" not recognized')
-    if stamp in (STAMP_MINUS, STAMP_PLUS):
-        return stamp
+    return lambda stamp: stamp if stamp in (STAMP_MINUS, STAMP_PLUS) else checked_stamp(_truncated(unit, stamp))
+
+
+def _truncated(unit: str, stamp: int) -> int:
     if unit in _UNITS:
-        return checked_stamp(stamp - stamp % _UNITS[unit])
+        return stamp - stamp % _UNITS[unit]
     days = stamp // DAY
     if unit == "week":
         # 2000-01-03 was a Monday.
-        return checked_stamp((days - (days - 2) % 7) * DAY)
+        return (days - (days - 2) % 7) * DAY
     year, month, _ = civil(days)
     if unit == "month":
-        return checked_stamp(days_of(year, month, 1) * DAY)
+        return days_of(year, month, 1) * DAY
     if unit == "quarter":
-        return checked_stamp(days_of(year, month - (month - 1) % 3, 1) * DAY)
+        return days_of(year, month - (month - 1) % 3, 1) * DAY
     span = _YEARS[unit]
     if unit in ("year", "decade"):
         # A decade begins with a year that ends in 0; of the years BC, 1 BC is year 0.
-        return checked_stamp(days_of(year - year % span, 1, 1) * DAY)
-    return checked_stamp(days_of((year - 1) // span * span + 1, 1, 1) * DAY)
+        return days_of(year - year % span, 1, 1) * DAY
+    return days_of((year - 1) // span * span + 1, 1, 1) * DAY

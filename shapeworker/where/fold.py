@@ -8,7 +8,6 @@ from dataclasses import replace
 from shapeworker.where import arrays, tree
 from shapeworker.where.compile import evaluate
 from shapeworker.where.errors import EvaluationError, InvalidWhere
-from shapeworker.where.types import BOOL
 
 FAILED = "Failed to apply function to constant arguments"
 
@@ -55,12 +54,15 @@ class _Folder:
                 return self._evaluated(replace(node, items=tuple(map(self.fold, node.items))), 0)
             case tree.Not() | tree.IsNull() | tree.Is():
                 return self._evaluated(replace(node, item=self.fold(node.item)), 0)
-            case tree.IsDistinct() | tree.NullIf():
+            case tree.NullIf():
+                left, right = self.fold(node.left), self.fold(node.right)
+                if _is_null(left) or _is_null(right):
+                    return left
+                return self._evaluated(replace(node, left=left, right=right), 0)
+            case tree.IsDistinct():
                 return self._evaluated(replace(node, left=self.fold(node.left), right=self.fold(node.right)), 0)
             case tree.Quantified():
                 folded = replace(node, left=self.fold(node.left), array=self.fold(node.array))
-                if isinstance(folded.array, tree.Constant) and folded.array.value is None:
-                    return tree.Constant(BOOL, None)
                 return self._evaluated(folded, 0)
             case tree.Element():
                 indices = tuple(map(self.fold, node.indices))

@@ -231,11 +231,11 @@ def _numeric_abs(value: Decimal) -> Decimal:
 
 
 def _float_minus(value: float) -> float:
-    return NAN if value != value else -value
+    return NAN if value is NAN else -value
 
 
 def _float_abs(value: float) -> float:
-    return NAN if value != value else abs(value)
+    return NAN if value is NAN else abs(value)
 
 
 def _round(value: Decimal, digits: int) -> Decimal:
@@ -260,7 +260,7 @@ def _whole_float(value: float, rounded: Callable[[float], int]) -> float:
 def _power(base: float, exponent: float) -> float:
     if base == 0 and exponent < 0:
         raise EvaluationError("zero raised to a negative power is undefined")
-    if base < 0 and exponent == exponent and not math.isinf(exponent) and exponent != math.floor(exponent):
+    if base < 0 and exponent is not NAN and not math.isinf(exponent) and exponent != math.floor(exponent):
         raise EvaluationError("a negative number raised to a non-integer power yields a complex result")
     if base is NAN or exponent is NAN:
         return 1.0 if exponent == 0 or base == 1 else NAN
@@ -286,11 +286,26 @@ def _matching(prepare: Callable[[str], texts.Matcher], negated: bool = False) ->
     return lambda text, pattern: prepare(pattern)(text)
 
 
+def _negating(prepare: Callable[[str], texts.Matcher]) -> Callable[[str], texts.Matcher]:
+    def negated(pattern: str) -> texts.Matcher:
+        matcher = prepare(pattern)
+        return lambda text: not matcher(text)
+
+    return negated
+
+
 def _substring(text: str, start: int, length: int | None = None) -> str:
     if length is not None and length < 0:
         raise EvaluationError("negative substring length not allowed")
     end = None if length is None else max(start - 1 + length, 0)
     return text[max(start - 1, 0) : end]
+
+
+def _right(text: str, count: int) -> str:
+    if count >= 0:
+        return text[max(len(text) - count, 0) :]
+    # Postgres cannot negate the last one, and cuts nothing then.
+    return text if count == -numbers.INT4 else text[-count:]
 
 
 def _trimmed(side: Callable[[str, str], str]) -> Body:
@@ -325,11 +340,13 @@ def _concatenated(*types: Type) -> Body:
 
 def _text_functions() -> None:
     for subject in (TEXT, BPCHAR, NAME):
-        for name, prepare in (("~~", texts.like_matcher), ("~~*", texts.ilike_matcher), ("~", regex.matcher)):
-            _op(name, (subject, TEXT), BOOL, _matching(prepare), prepare=prepare)
-            _op("!" + name, (subject, TEXT), BOOL, _matching(prepare, True))
-        _op("~*", (subject, TEXT), BOOL, _matching(regex.caseless_matcher), prepare=regex.caseless_matcher)
-        _op("!~*", (subject, TEXT), BOOL, _matching(regex.caseless_matcher, True))
+        for name, prepare in (
+            *(("~~", texts.like_matcher), ("~~*", texts.ilike_matcher)),
+            *(("~", regex.matcher), ("~*", regex.caseless_matcher)),
+        ):
+            more = {"needs_constant": "~~" not in name}
+            _op(name, (subject, TEXT), BOOL, _matching(prepare), prepare=prepare, **more)
+            _op("!" + name, (subject, TEXT), BOOL, _matching(prepare, True), prepare=_negating(prepare), **more)
     like: dict[str, Any] = {"prepare": texts.like_matcher, "role": "~~", "sql": _operator_sql("~~")}
     ilike: dict[str, Any] = {"prepare": texts.ilike_matcher, "role": "~~*", "sql": _operator_sql("~~*")}
     _func("like", (TEXT, TEXT), BOOL, _matching(texts.like_matcher), **like)
@@ -355,7 +372,7 @@ def _text_functions() -> None:
         _func(name, (TEXT, INT4), TEXT, _substring)
         _func(name, (TEXT, INT4, INT4), TEXT, _substring)
     _func("left", (TEXT, INT4), TEXT, lambda text, count: text[:count])
-    _func("right", (TEXT, INT4), TEXT, lambda text, count: text[max(len(text) - count, 0) if count > 0 else -count :])
+    _func("right", (TEXT, INT4), TEXT, _right)
     for name, side in (("btrim", str.strip), ("ltrim", str.lstrip), ("rtrim", str.rstrip)):
         _func(name, (TEXT,), TEXT, _trimmed(side))
         _func(name, (TEXT, TEXT), TEXT, _trimmed(side))
@@ -395,6 +412,14 @@ _text_functions()
 # dates and times
 
 
+def _applied(prepare: Callable[[Any], Body]) -> Body:
+    return lambda fixed, value: prepare(fixed)(value)
+
+
+def _first(prepare: Callable[[Any], Body]) -> dict[str, Any]:
+    return {"prepare": prepare, "prepared_place": 0, "needs_constant": True}
+
+
 def _time_functions() -> None:
     add, subtract = intervals.add_to_timestamp, intervals.subtract_from_timestamp
     _op("+", (DATE, INT4), DATE, datetimes.add_days)
@@ -411,7 +436,7 @@ def _time_functions() -> None:
         _op("+", (INTERVAL, type_), type_, lambda span, stamp: add(stamp, span))
         _op("-", (type_, INTERVAL), type_, subtract)
         _op("-", (type_, type_), INTERVAL, intervals.between_timestamps)
-        _func("date_trunc", (TEXT, type_), type_, datetimes.truncate_timestamp)
+        _func("date_trunc", (TEXT, type_), type_, _applied(datetimes.truncation), **_first(datetimes.truncation))
     _op("+", (TIME, INTERVAL), TIME, intervals.add_to_time)
     _op("+", (INTERVAL, TIME), TIME, lambda span, time: intervals.add_to_time(time, span))
     _op("-", (TIME, INTERVAL), TIME, intervals.subtract_from_time)
@@ -428,8 +453,9 @@ def _time_functions() -> None:
     _func("justify_days", (INTERVAL,), INTERVAL, intervals.justify_days)
     _func("justify_hours", (INTERVAL,), INTERVAL, intervals.justify_hours)
     _func("justify_interval", (INTERVAL,), INTERVAL, intervals.justify_interval)
-    _func("timezone", (TEXT, TIMESTAMP), TIMESTAMPTZ, datetimes.to_utc)
-    _func("timezone", (TEXT, TIMESTAMPTZ), TIMESTAMP, datetimes.to_local)
+    to_utc, to_local = datetimes.to_utc, datetimes.to_local
+    _func("timezone", (TEXT, TIMESTAMP), TIMESTAMPTZ, _applied(to_utc), **_first(to_utc))
+    _func("timezone", (TEXT, TIMESTAMPTZ), TIMESTAMP, _applied(to_local), **_first(to_local))
 
 
 _time_functions()

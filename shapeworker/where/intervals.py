@@ -266,7 +266,7 @@ def subtract(left: Interval, right: Interval) -> Interval:
 
 
 def _whole(number: float, bound: int) -> int:
-    if number != number or not -bound <= number < bound:
+    if math.isnan(number) or not -bound <= number < bound:
         raise EvaluationError("interval out of range")
     return int(number)
 
@@ -284,7 +284,7 @@ def divide(value: Interval, divisor: float) -> Interval:
 
 
 def _scaled(value: Interval, number: float, factor: float | None) -> Interval:
-    if number != number:
+    if math.isnan(number):
         raise EvaluationError("interval out of range")
     if value in (PLUS, MINUS):
         if factor == 0 or (factor is None and math.isinf(number)):

@@ -141,7 +141,7 @@ def remainder(dividend: int, divisor: int) -> int:
 def read_float(text: bytes) -> float:
     """A float4 or float8 as Postgres prints it."""
     value = float(text)
-    return value if value == value else NAN
+    return NAN if math.isnan(value) else value
 
 
 def float8_input(text: str) -> float:
@@ -171,8 +171,10 @@ def float4_input(text: str) -> float:
         value = nearest_float4(Fraction(text))
     except EvaluationError:
         raise ValueError(text) from None
-    if value == 0 and Decimal(_mantissa(text)) != 0:
-        raise ValueError(text)
+    if value == 0:
+        if Decimal(_mantissa(text)) != 0:
+            raise ValueError(text)
+        return -0.0 if text[0] == "-" else 0.0
     return value
 
 
@@ -197,15 +199,15 @@ def nearest_float4(exact: Fraction | int) -> float:
     """The float4 nearest to a number, ties to even. Raises EvaluationError if there is none."""
     try:
         value = float(exact)
-        result = float(struct.unpack("f", struct.pack("f", value))[0])
+        result = float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         raise EvaluationError("value out of range: overflow") from None
     if value == result or Fraction(value) == exact:
         return result
     # The way over float8 rounded twice, which matters only if the first result is halfway between two float4.
-    (bits,) = struct.unpack("i", struct.pack("f", result))
+    (bits,) = struct.unpack("<i", struct.pack("<f", result))
     for neighbour_bits in (bits - 1, bits + 1):
-        (neighbour,) = struct.unpack("f", struct.pack("i", neighbour_bits))
+        (neighbour,) = struct.unpack("<f", struct.pack("<i", neighbour_bits))
         if abs(Fraction(neighbour) - exact) < abs(Fraction(result) - exact):
             return float(neighbour)
     return result
@@ -213,10 +215,10 @@ def nearest_float4(exact: Fraction | int) -> float:
 
 def to_float4(value: float) -> float:
     """The cast from float8. Raises EvaluationError for overflow and underflow."""
-    if value != value or value in (float("inf"), float("-inf")):
+    if math.isnan(value) or value in (float("inf"), float("-inf")):
         return value
     try:
-        result = float(struct.unpack("f", struct.pack("f", value))[0])
+        result = float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         raise EvaluationError("value out of range: overflow") from None
     if result == 0 and value != 0:
@@ -228,7 +230,7 @@ def float_output(digits: int) -> Callable[[float], str]:
     """The output function of float8 (15 digits before the exponent is shown) or float4 (6)."""
 
     def write(value: float) -> str:
-        if value != value:
+        if math.isnan(value):
             return "NaN"
         if value in (float("inf"), float("-inf")):
             return "Infinity" if value > 0 else "-Infinity"
@@ -250,7 +252,7 @@ def float_output(digits: int) -> Callable[[float], str]:
 def _shortest_float4(value: float) -> str:
     for precision in range(1, 9):
         text = f"{value:.{precision - 1}e}"
-        if struct.unpack("f", struct.pack("f", float(text)))[0] == value:
+        if struct.unpack("<f", struct.pack("<f", float(text)))[0] == value:
             return text
     return f"{value:.8e}"
 
@@ -260,7 +262,7 @@ def float_arithmetic(operation: str, single: bool) -> Callable[[float, float], f
     infinities = (float("inf"), float("-inf"))
 
     def calculate(left: float, right: float) -> float:
-        if left != left or right != right:
+        if math.isnan(left) or math.isnan(right):
             return NAN
         if operation == "+":
             result = left + right
@@ -272,11 +274,11 @@ def float_arithmetic(operation: str, single: bool) -> Callable[[float, float], f
             raise EvaluationError("division by zero")
         else:
             result = left / right
-        if result != result:
+        if math.isnan(result):
             return NAN
         if single and result not in infinities:
             try:
-                result = float(struct.unpack("f", struct.pack("f", result))[0])
+                result = float(struct.unpack("<f", struct.pack("<f", result))[0])
             except OverflowError:
                 raise EvaluationError("value out of range: overflow") from None
         if result in infinities and left not in infinities and right not in infinities:
@@ -295,14 +297,14 @@ def square_root(value: float) -> float:
     """``|/``. Raises EvaluationError for negative values."""
     if value < 0:
         raise EvaluationError("cannot take square root of a negative number")
-    return NAN if value != value else math.sqrt(value)
+    return NAN if math.isnan(value) else math.sqrt(value)
 
 
 def rounded(bound: int) -> Callable[[float], int]:
     """The cast from float to an integer type: to the nearest, ties to even. Raises EvaluationError."""
 
     def cast(value: float) -> int:
-        if value != value or value in (float("inf"), float("-inf")):
+        if math.isnan(value) or value in (float("inf"), float("-inf")):
             raise EvaluationError("integer out of range")
         result = round(value)
         if not -bound <= result < bound:
@@ -345,6 +347,8 @@ def _checked(value: Decimal) -> Decimal:
     """Without a positive exponent and a negative zero, which numeric does not have. Raises EvaluationError."""
     exponent = value.as_tuple().exponent
     assert isinstance(exponent, int)
+    if not value and exponent > 0:
+        return Decimal(0)
     if value.adjusted() >= _MAX_WHOLE_DIGITS or exponent < -_MAX_SCALE:
         raise EvaluationError("value overflows numeric format")
     if exponent > 0:
@@ -498,7 +502,7 @@ def float_to_numeric(digits: int) -> Callable[[float], Decimal]:
     """The cast from float8 (15 digits) or float4 (6) to numeric."""
 
     def cast(value: float) -> Decimal:
-        if value != value:
+        if math.isnan(value):
             return NUMERIC_NAN
         if value in (float("inf"), float("-inf")):
             return Decimal(value)

@@ -19,7 +19,8 @@ class Overload:
     """One function of a name. ``make`` gives its body for the types that it is called with.
 
     ``sql`` gives its SQL from that of its arguments. ``variadic`` says that the last parameter may stand any number of
-    times. ``strict``, ``role`` and ``prepare`` are those of :class:`tree.Function`.
+    times, ``needs_constant`` that the argument at ``prepared_place`` must be constant. The rest is as in
+    :class:`tree.Function`.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Overload:
     strict: bool = True
     role: str | None = None
     prepare: Callable[[Any], Any] | None = None
+    prepared_place: int = 1
+    needs_constant: bool = False
     variadic: bool = False
 
     def expanded(self, count: int) -> Overload | None:

@@ -35,7 +35,6 @@ MAX_COST: Final = 100_000
 """How many nodes one evaluation may visit. More than the text has, because BETWEEN looks at its operand twice."""
 
 _SUBLINK: Final = "subqueries are not supported yet"
-_REGULAR: Final = frozenset(("~", "!~", "~*", "!~*"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,8 +268,6 @@ class Resolver:
 
     def operator(self, node: syntax.Operator) -> tree.Expression:
         operands = [self.expression(operand) for operand in (node.left, node.right) if operand is not None]
-        if node.name in _REGULAR and not isinstance(operands[-1], _Unknown | tree.Constant):
-            raise InvalidWhere.located(node.at, "the pattern of a regular expression must be a constant")
         return self.operation(node.name, tuple(operands), node.at)
 
     def operation(self, name: str, operands: tuple[tree.Expression, ...], at: int) -> tree.Apply:
@@ -292,6 +289,10 @@ class Resolver:
         converted = tuple(
             self.implicit(argument, type_, at) for argument, type_ in zip(arguments, match.arguments, strict=True)
         )
+        if match.overload.needs_constant and tree.columns_of(converted[function.prepared_place]):
+            raise InvalidWhere.located(
+                at, f"{function.name} needs a constant as argument {function.prepared_place + 1}"
+            )
         return tree.Apply(match.result, function, converted, at)
 
     def between(self, node: syntax.Between) -> tree.Expression:
@@ -325,8 +326,6 @@ class Resolver:
         return _negated(result, node.negated)
 
     def quantified(self, node: syntax.Quantified) -> tree.Expression:
-        if node.operator in _REGULAR:
-            raise InvalidWhere.located(node.at, "the pattern of a regular expression must be a constant")
         return self._quantified(
             node.operator, self.expression(node.left), self.expression(node.array), node.all, node.at
         )
@@ -346,6 +345,8 @@ class Resolver:
             raise InvalidWhere.located(at, "Could not select an operator overload")
         if match.result is not BOOL:
             raise InvalidWhere.located(at, "ANY/ALL requires operator that returns bool")
+        if match.overload.needs_constant:
+            raise InvalidWhere.located(at, f"ANY/ALL is not supported with {name}")
         if match.arguments[1].is_array:
             raise InvalidWhere.located(at, "ANY/ALL over arrays of arrays is not supported")
         left = self.implicit(left, match.arguments[0], at)
@@ -471,6 +472,7 @@ def _function(match: Match, at: int, otherwise: str) -> tree.Function:
     return tree.Function(
         *(overload.name, match.arguments, match.result, body, overload.sql),
         *(overload.strict, overload.role, overload.prepare),
+        prepared_place=overload.prepared_place,
     )
 
 

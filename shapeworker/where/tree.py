@@ -18,8 +18,8 @@ class Function:
     """A function, operator or cast for given types.
 
     ``body`` takes Python values, none of which is None if it is ``strict``. ``sql`` gives the SQL from that of the
-    arguments. ``role`` (``=``, ``<``, ``@>``…) is what routing and code generation know it by. ``prepare`` makes a test
-    for the first argument of a last argument that is constant.
+    arguments. ``role`` (``=``, ``<``, ``@>``…) is what routing and code generation know it by. ``prepare`` makes a
+    function of the other argument, from the argument at ``prepared_place`` when that is constant.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Function:
     strict: bool = True
     role: str | None = None
     prepare: Callable[[Any], Any] | None = None
+    prepared_place: int = 1
 
 
 @dataclass(frozen=True, eq=False)
