@@ -40,15 +40,12 @@ from shapeworker.where.types import (
     TIMESTAMP,
     TIMESTAMPTZ,
     TIMETZ,
-    UUID,
     Type,
     array_of,
 )
 
-OPERATORS: Final[dict[tuple[str, int], list[Overload]]] = defaultdict(list)
-"""By name and number of operands."""
-
-FUNCTIONS: Final[dict[str, list[Overload]]] = defaultdict(list)
+_operators: Final[dict[tuple[str, int], list[Overload]]] = defaultdict(list)
+_functions: Final[dict[str, list[Overload]]] = defaultdict(list)
 
 REFUSED: Final[dict[tuple[str, tuple[Type, ...]], str]] = {
     ("^", (NUMERIC, NUMERIC)): "powers of numeric are not exact here; cast to float8",
@@ -90,13 +87,13 @@ def _op(name: str, parameters: tuple[Parameter, ...], result: Parameter, body: A
     make: Callable[..., Body] = more.pop("make", None) or partial(_constantly, body)
     sql = more.pop("sql", None) or _operator_sql(name)
     more.setdefault("role", name if len(parameters) == 2 else None)
-    OPERATORS[name, len(parameters)].append(Overload(name, parameters, result, make, sql, **more))
+    _operators[name, len(parameters)].append(Overload(name, parameters, result, make, sql, **more))
 
 
 def _func(name: str, parameters: tuple[Parameter, ...], result: Parameter, body: Any, **more: Any) -> None:
     make: Callable[..., Body] = more.pop("make", None) or partial(_constantly, body)
     sql = more.pop("sql", None) or _function_sql(name)
-    FUNCTIONS[name].append(Overload(name, parameters, result, make, sql, **more))
+    _functions[name].append(Overload(name, parameters, result, make, sql, **more))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -512,6 +509,9 @@ def _jsonb_functions() -> None:
 
 _array_functions()
 _jsonb_functions()
-assert UUID.comparable
-assert INT2 in INTEGERS
-assert INT8 in INTEGERS
+
+OPERATORS: Final = {key: tuple(overloads) for key, overloads in _operators.items()}
+"""By name and number of operands."""
+
+FUNCTIONS: Final = {name: tuple(overloads) for name, overloads in _functions.items()}
+"""By name."""

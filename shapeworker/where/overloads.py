@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from shapeworker.where.casts import is_implicit
@@ -56,7 +57,8 @@ class Match:
     result: Type
 
 
-def select(candidates: Sequence[Overload], given: Sequence[Type]) -> Match | None:
+@lru_cache(maxsize=4096)
+def select(candidates: tuple[Overload, ...], given: tuple[Type, ...]) -> Match | None:
     """The one that a call with arguments of these types means; None if there is none or no single one.
 
     String literals and the like are of type UNKNOWN.

@@ -25,7 +25,7 @@ from shapeworker.where.errors import InvalidWhere
 MAX_BYTES: Final = 65_536
 """The longest clause, in bytes of UTF-8 (where-and-subqueries.md 8)."""
 
-MAX_DEPTH: Final = 150
+MAX_DEPTH: Final = 64
 """How deep expressions may nest. Chains of AND and of OR count once. Keeps every recursive walk far below Python's
 limit.
 """

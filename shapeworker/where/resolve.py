@@ -277,7 +277,7 @@ class Resolver:
         if not candidates:
             arity = "binary" if len(operands) == 2 else "unary"
             raise InvalidWhere.located(at, f'unknown {arity} operator "{name}"')
-        match = overloads.select(candidates, [operand.type for operand in operands])
+        match = overloads.select(candidates, tuple(operand.type for operand in operands))
         if match is None:
             raise InvalidWhere.located(at, "Could not select an operator overload")
         if reason := REFUSED.get((name, match.arguments)):
@@ -340,7 +340,7 @@ class Resolver:
         candidates = OPERATORS.get((name, 2))
         if not candidates:
             raise InvalidWhere.located(at, f'unknown binary operator "{name}"')
-        match = overloads.select(candidates, [left.type, element])
+        match = overloads.select(candidates, (left.type, element))
         if match is None:
             raise InvalidWhere.located(at, "Could not select an operator overload")
         if match.result is not BOOL:
@@ -366,7 +366,7 @@ class Resolver:
             raise InvalidWhere.located(node.at, f"unknown or unsupported function {shown}")
         types = ", ".join(argument.type.name for argument in arguments)
         otherwise = f"Could not select a function overload for {quoted_if_needed(node.name)}({types})"
-        match = overloads.select(candidates, [argument.type for argument in arguments])
+        match = overloads.select(candidates, tuple(argument.type for argument in arguments))
         if match is None:
             raise InvalidWhere.located(node.at, otherwise)
         return self._applied(match, arguments, node.at, otherwise)

@@ -1,4 +1,4 @@
-"""Random expressions, rows and literals of all types. Choices come from a ``random.Random``, which may be hypothesis'."""
+"""Random expressions, rows and literals of all types. Choices come from a ``random.Random``."""
 
 from __future__ import annotations
 
@@ -250,11 +250,8 @@ class Expressions:
         if type_.element is not None:
             return f"{quoted(array_text(random, type_.element.name))}::{self._sql(type_)}"
         text = random.choice(VALUES[type_.name])
-        if (
-            type_ in (INT4, INT8)
-            and abs(int(text)) < 2**31 - 1
-            or type_ is NUMERIC
-            and text in ("1.5", "1e10", "0.0001")
+        if (type_ in (INT4, INT8) and abs(int(text)) < 2**31 - 1) or (
+            type_ is NUMERIC and text in ("1.5", "1e10", "0.0001")
         ):
             return f"({text})" if type_ is not INT8 else f"({text})::int8"
         if type_ is BOOL:

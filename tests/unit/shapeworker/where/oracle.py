@@ -119,8 +119,8 @@ class Oracle:
         if not expressions:
             return []
         cursor = self._connection.execute(
-            "SELECT array_agg(public.verdict(whole, x) ORDER BY whole.id) FROM unnest(%s::text[]) WITH ORDINALITY AS x(x, place)"
-            " CROSS JOIN public.t AS whole GROUP BY place ORDER BY place",
+            "SELECT array_agg(public.verdict(whole, x) ORDER BY whole.id)"
+            " FROM unnest(%s::text[]) WITH ORDINALITY AS x(x, place) CROSS JOIN public.t AS whole GROUP BY place ORDER BY place",
             [list(expressions)],
         )
         found: list[list[str]] = [row[0] for row in cursor.fetchall()]

@@ -38,8 +38,8 @@ def agree(filter_: Filter, row_: list[bytes | None], client: str, snapshot: str)
     except EvaluationError:
         member = None
     if client.startswith("error"):
-        # AND ends at the first operand that is not true, Postgres at the first that is false: so where it fails over the
-        # next one, the row may be out of the shape here. It must not be in.
+        # AND ends at the first operand that is not true, Postgres at the first that is false: so where it fails over
+        # the next one, the row may be out of the shape here. It must not be in.
         return member is not True and (snapshot.startswith("error") or snapshot != "=true")
     try:
         value = shown(value_program(filter_.tree).bound(constant_value)(row_))
