@@ -26,6 +26,7 @@ from shapeworker.where.types import (
     TEXT,
     UNKNOWN,
     VARCHAR,
+    ColumnType,
     Type,
     array_of,
     type_of,
@@ -34,6 +35,10 @@ from shapeworker.where.types import (
 MAX_COST: Final = 100_000
 """How many nodes one evaluation may visit. More than the text has, because BETWEEN looks at its operand twice."""
 
+MAX_FOLDINGS: Final = 50
+"""How many lower(), upper() and ILIKE a clause may have: the SQL of each can take 7 kB."""
+
+_FOLDINGS: Final = frozenset(("lower", "upper", "~~*", "!~~*"))
 _SUBLINK: Final = "subqueries are not supported yet"
 
 
@@ -67,6 +72,8 @@ class Resolver:
             raise InvalidWhere("WHERE clause must return a boolean")
         if _cost(result) > MAX_COST:
             raise InvalidWhere(f"the where clause is too complex: more than {MAX_COST} steps for each row")
+        if sum(_folds(part) for part in tree.parts(result)) > MAX_FOLDINGS:
+            raise InvalidWhere(f"the where clause has more than {MAX_FOLDINGS} uses of lower, upper and ILIKE")
         return result
 
     def expression(self, node: syntax.Node) -> tree.Expression:
@@ -108,7 +115,7 @@ class Resolver:
                 node.at,
                 f"column {quoted_if_needed(node.name)} has a nondeterministic collation: only NULL tests are possible",
             )
-        return tree.ColumnRef(type_of(column.type), column.name, column.position, column.type.kind == "d")
+        return tree.ColumnRef(type_of(column.type), column.name, column.position, _has_domain(column.type))
 
     def _column(self, node: syntax.ColumnName) -> Column:
         column = self._columns.get(node.name)
@@ -446,6 +453,10 @@ _NODES: Final[dict[type[syntax.Node], Callable[[Resolver, Any], tree.Expression]
 }
 
 
+def _has_domain(column_type: ColumnType) -> bool:
+    return column_type.kind == "d" or (column_type.element is not None and _has_domain(column_type.element))
+
+
 def input_value(target: Type, text: str, at: int) -> Any:
     """The value that a literal's or parameter's text has in a type. Raises InvalidWhere."""
     assert target.input is not None
@@ -507,6 +518,10 @@ def _modified(item: tree.Expression, name: syntax.TypeName, at: int) -> tree.Exp
     shown = f"{type_.sql}({', '.join(map(str, modifiers))})"
     function = tree.Function(*(type_.name, (type_,), type_, body, lambda operand: f"({operand}::{shown})"), role="cast")
     return tree.Apply(type_, function, (item,), at)
+
+
+def _folds(node: tree.Expression) -> bool:
+    return isinstance(node, tree.Apply | tree.Quantified) and node.function.role in _FOLDINGS
 
 
 def _cost(root: tree.Expression) -> int:

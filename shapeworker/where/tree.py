@@ -6,7 +6,7 @@ value comes with the request; binding a clause replaces it by a ``Constant``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,15 +215,16 @@ def children(node: Expression) -> tuple[Expression, ...]:
 
 def columns_of(node: Expression) -> frozenset[str]:
     """The names of the columns that an expression mentions."""
-    found: set[str] = set()
+    return frozenset(part.name for part in parts(node) if isinstance(part, ColumnRef))
+
+
+def parts(node: Expression) -> Iterator[Expression]:
+    """All nodes of an expression, each once, in no particular order."""
     seen: set[int] = set()
     pending = [node]
     while pending:
         part = pending.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, ColumnRef):
-            found.add(part.name)
-        pending.extend(children(part))
-    return frozenset(found)
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            pending.extend(children(part))

@@ -22,6 +22,7 @@ def _array(element: ColumnType) -> ColumnType:
     return ColumnType(element.schema, "_" + element.name, "a", element=element)
 
 
+AMOUNT: Final = ColumnType("public", "amount", "d", base=_base("int4"))
 _SCALARS: Final = {
     "i2": "int2", "i4": "int4", "j4": "int4", "i8": "int8", "n": "numeric", "m": "numeric", "f4": "float4",
     "f8": "float8", "g8": "float8", "b": "bool", "c": "bool", "t": "text", "s": "text", "vc": "varchar", "nm": "name",
@@ -40,7 +41,8 @@ COLUMNS: Final = (
     Column("mo", len(_SCALARS) + len(_ARRAYS), MOOD),
     Column("mp", len(_SCALARS) + len(_ARRAYS) + 1, MOOD),
     Column("am", len(_SCALARS) + len(_ARRAYS) + 2, _array(MOOD)),
-    Column("do", len(_SCALARS) + len(_ARRAYS) + 3, ColumnType("public", "positive", "d", base=_base("int4"))),
+    Column("do", len(_SCALARS) + len(_ARRAYS) + 3, AMOUNT),
+    Column("ao", len(_SCALARS) + len(_ARRAYS) + 4, _array(AMOUNT)),
 )
 BY_NAME: Final = {column.name: column for column in COLUMNS}
 
@@ -56,7 +58,7 @@ def sql_type(column_type: ColumnType) -> str:
 
 _SETUP: Final = """
 CREATE TYPE public.mood AS ENUM ('sad', 'ok', 'happy', 'Zen', 'null');
-CREATE DOMAIN public.positive AS int4 CHECK (VALUE > 0);
+CREATE DOMAIN public.amount AS int4;
 CREATE TABLE public.t (id int4 PRIMARY KEY, {columns});
 CREATE FUNCTION public.verdict(r public.t, expression text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE v text;
@@ -120,7 +122,8 @@ class Oracle:
             return []
         cursor = self._connection.execute(
             "SELECT array_agg(public.verdict(whole, x) ORDER BY whole.id)"
-            " FROM unnest(%s::text[]) WITH ORDINALITY AS x(x, place) CROSS JOIN public.t AS whole GROUP BY place ORDER BY place",
+            " FROM unnest(%s::text[]) WITH ORDINALITY AS x(x, place) CROSS JOIN public.t AS whole"
+            " GROUP BY place ORDER BY place",
             [list(expressions)],
         )
         found: list[list[str]] = [row[0] for row in cursor.fetchall()]

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from shapeworker.where import EvaluationError, Filter, InvalidWhere, compile_where
+from shapeworker.where.compile import predicate_program
 from shapeworker.where.parser import MAX_BYTES
 from tests.unit.shapeworker.where.oracle import BY_NAME, COLUMNS
 
@@ -194,8 +195,6 @@ def test_within_half_of_pythons_recursion() -> None:
 
 
 def test_no_client_text_in_generated_code() -> None:
-    from shapeworker.where.compile import predicate_program
-
     text = "\"t\" = 'a; import os' OR t LIKE '%__import__%' OR i4 IN (1, 2) OR js->>'os' = 'x'"
     source = predicate_program(compile_where(text, {}, COLUMNS).tree).source
     assert "import" not in source
