@@ -81,7 +81,8 @@ def _key(content: Any) -> Any:
         return "array", tuple(_key(item) for item in content)
     if isinstance(content, bool):
         return "boolean", content
-    return content
+    # None is for SQL's NULL.
+    return ("null",) if content is None else content
 
 
 _ESCAPES: Final = {character: f"\\u{character:04x}" for character in range(32)} | {

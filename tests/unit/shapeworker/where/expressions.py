@@ -214,9 +214,6 @@ class Expressions:
         self._random = random
         self._columns: dict[Type, list[str]] = {}
         for column in COLUMNS:
-            # Postgres has no operators between an array of a domain and one of its base type; here they are one type.
-            if column.name == "ao":
-                continue
             self._columns.setdefault(type_of(column.type), []).append(f'"{column.name}"')
         self._by_result: dict[Type, list[tuple[str, bool, Overload]]] = {}
         for (name, _), overloads in OPERATORS.items():

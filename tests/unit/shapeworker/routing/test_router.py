@@ -1,0 +1,204 @@
+"""The router against evaluating every clause, while shapes come and go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shapeworker.routing.access import Between, Bound, Contains, Equal, Infix, Prefix, cover
+from shapeworker.routing.router import Router
+from shapeworker.where import EvaluationError, Filter, InvalidWhere, compile_where
+from shapeworker.where.types import Type, type_of
+from tests.unit.shapeworker.where.expressions import Expressions, quoted, row
+from tests.unit.shapeworker.where.oracle import COLUMNS
+
+_CASES = [
+    ("i4 = 5", (Equal,), True),
+    ("i4 = 5 AND t = 'a'", (Equal,), True),
+    ("i4 = 5 AND t = 'a' AND n > 1", (Equal,), False),
+    ("i4 = 5 AND i4 = 6", (Equal,), False),
+    ("i4 IN (1, 2, 3)", (Equal, Equal, Equal), True),
+    ("i4 IN (1, 2, NULL)", (Equal, Equal), True),
+    ("i4 = 1 OR t = 'a'", (Equal, Equal), True),
+    ("i4 = 1 OR n > 2", (Equal, Bound), True),
+    ("i4 = 1 OR i4 + 1 = 2", None, False),
+    ("i4 = 1 AND i4 + 1 = 2", (Equal,), False),
+    ("b", (Equal,), True),
+    ("NOT b", (Equal,), True),
+    ("b IS NOT TRUE", (Equal, Equal), True),
+    ("d IS NULL", (Equal,), True),
+    ("d IS NOT NULL", None, False),
+    ("NOT (i4 <> 4 OR b)", (Equal,), True),
+    ("i4 IS NOT DISTINCT FROM 4", (Equal,), True),
+    ("n = 1.5", (Equal,), True),
+    ("bp = 'a'", (Equal,), True),
+    ("mo = 'ok'", (Equal,), True),
+    ("mo > 'ok'", None, False),
+    ("n > 1", (Bound,), True),
+    ("5 > n", (Bound,), True),
+    ("NOT (d < '2024-01-01')", (Bound,), True),
+    ("ts BETWEEN '2024-01-01' AND '2024-02-01'", (Between,), False),
+    ("n > 3 AND n < 1", (), True),
+    ("t > 'a' AND t < 'b'", (Bound,), False),
+    ("i4 > 5 AND t LIKE 'a%'", (Prefix,), False),
+    ("t LIKE 'a%'", (Prefix,), True),
+    ("t LIKE 'a_'", (Prefix,), False),
+    ("t LIKE 'a\\%b%'", (Prefix,), True),
+    ("t ILIKE 'A%'", (Prefix,), True),
+    ("starts_with(t, 'ab')", (Prefix,), True),
+    ("t ILIKE '%abc%'", (Infix,), False),
+    ("t LIKE '%'", None, False),
+    ("t LIKE '%a%' OR t LIKE '%b%'", (Infix, Infix), False),
+    ("ai @> '{1,2}'", (Contains,), False),
+    ("'{1}' <@ ai", (Contains,), False),
+    ("3 = ANY (ai)", (Contains,), False),
+    ("ai @> '{}'", None, False),
+    ("ai @> '{NULL}'", (), True),
+    ("false", (), True),
+    ("true", None, False),
+    ("i4 = ANY ('{}')", (), True),
+]
+
+
+@pytest.mark.parametrize(("text", "kinds", "exact"), _CASES, ids=[text for text, _, _ in _CASES])
+def test_access_paths(text: str, kinds: tuple[type, ...] | None, exact: bool) -> None:
+    found = cover(compile_where(text, {}, COLUMNS).tree)
+    assert (None if found is None else tuple(map(type, found.paths))) == kinds
+    assert (found is not None and found.exact) is exact
+
+
+def stream_row(random: Random) -> list[bytes | None]:
+    """A row as the stream carries it."""
+    cells: list[bytes | None] = [None] * len(COLUMNS)
+    literals = row(random)
+    for column in COLUMNS:
+        text, type_ = literals.get(column.name), type_of(column.type)
+        if text is None or type_.input is None:
+            continue
+        try:
+            printed = type_.printed(type_.input(text))
+        except ValueError:
+            continue
+        cells[column.position] = printed.ljust(6 if type_.name == "bpchar" else 0).encode()
+    return cells
+
+
+def indexable(random: Random, expressions: Expressions) -> str:
+    """A clause of the forms that are common, which are those with indexes."""
+    column = random.choice([column for column in COLUMNS if column.name not in ("jn", "ip", "ao")])
+    name, type_ = f'"{column.name}"', type_of(column.type)
+    literal = expressions.bare
+    match random.randrange(13):
+        case 0 | 1 | 2:
+            return f"{name} = {literal(type_)}"
+        case 3:
+            return f"{name} IN ({', '.join(literal(type_) for _ in range(random.randrange(1, 4)))})"
+        case 4:
+            return f"{name} IS {random.choice(('', 'NOT '))}NULL"
+        case 5:
+            return random.choice(("b", "NOT c", "b IS NOT TRUE", "c IS UNKNOWN", "b IS FALSE"))
+        case 6:
+            return f"{name} {random.choice(('<', '<=', '>', '>='))} {literal(type_)}" if type_.ordered else "b"
+        case 7:
+            return f"{name} BETWEEN {literal(type_)} AND {literal(type_)}" if type_.ordered else "c"
+        case 8:
+            pattern = random.choice(("a%", "%l%", "%ell%", "h_l%", "%É%", "abc", "%b", "σα%", "%%", "%LO"))
+            text = random.choice(("t", "s", "vc", "bp", "nm"))
+            return f"{text} {random.choice(('LIKE', 'ILIKE', 'NOT LIKE'))} {quoted(pattern)}"
+        case 9:
+            array = random.choice(
+                [column for column in COLUMNS if type_of(column.type).is_array and column.name != "ao"]
+            )
+            return f'"{array.name}" @> {literal(type_of(array.type))}'
+        case 10:
+            array = random.choice(
+                [column for column in COLUMNS if type_of(column.type).is_array and column.name != "ao"]
+            )
+            element: Type | None = type_of(array.type).element
+            assert element is not None
+            return f'{literal(element)} = ANY ("{array.name}")'
+        case 11:
+            connective = random.choice((" AND ", " OR "))
+            return "(" + connective.join(indexable(random, expressions) for _ in range(random.randrange(2, 4))) + ")"
+    return f"NOT ({indexable(random, expressions)})"
+
+
+def filters(random: Random, count: int) -> list[Filter]:
+    """Filters that are accepted, most of indexable forms."""
+    expressions = Expressions(random)
+    found: list[Filter] = []
+    while len(found) < count:
+        text = indexable(random, expressions) if random.random() < 0.85 else expressions.condition(2)
+        try:
+            found.append(compile_where(text, {}, COLUMNS))
+        except InvalidWhere:
+            continue
+    return found
+
+
+def by_evaluation(shapes: dict[int, Filter], cells: list[bytes | None]) -> tuple[set[int], set[int]]:
+    """The shapes whose clause is true for a row, and those whose clause fails."""
+    members: set[int] = set()
+    failed: set[int] = set()
+    for shape, filter_ in shapes.items():
+        try:
+            if filter_.predicate(cells):
+                members.add(shape)
+        except EvaluationError:
+            failed.add(shape)
+    return members, failed
+
+
+def check(random: Random, pool: list[Filter], rounds: int) -> Counter[str]:
+    """Adds, removes and routes at random; at the end nothing may be left."""
+    router, shapes, number = Router(), dict[int, Filter](), 0
+    counts: Counter[str] = Counter()
+    for _ in range(rounds):
+        for _ in range(random.randrange(8)):
+            number += 1
+            shapes[number] = random.choice(pool)
+            router.add(number, shapes[number])
+        for shape in random.sample(sorted(shapes), min(len(shapes), random.randrange(6))):
+            router.remove(shape)
+            del shapes[shape]
+        cells = stream_row(random)
+        failed: dict[object, EvaluationError] = {}
+        routed = router.route(cells, failed)
+        members, failing = by_evaluation(shapes, cells)
+        assert len(routed) == len(set(routed))
+        assert set(routed) == members
+        assert set(failed) <= failing
+        counts.update(routed=len(routed), shapes=len(shapes))
+    for shape in shapes:
+        router.remove(shape)
+    assert (len(router), router.index_count) == (0, 0)
+    return counts
+
+
+def test_routed_is_what_evaluation_finds() -> None:
+    totals: Counter[str] = Counter()
+
+    @given(random=st.randoms(use_true_random=True))
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def run(random: Random) -> None:
+        totals.update(check(random, filters(random, 60), 60))
+
+    run()
+    assert totals["routed"] > 1000
+
+
+def test_one_failing_shape_hurts_nobody() -> None:
+    router = Router()
+    router.add("fails", compile_where("1 / i4 = 1", {}, COLUMNS))
+    router.add("fine", compile_where("t = 'a'", {}, COLUMNS))
+    cells = stream_row(Random(1))
+    for column in COLUMNS:
+        if column.name in ("i4", "t"):
+            cells[column.position] = {"i4": b"0", "t": b"a"}[column.name]
+    failed: dict[object, EvaluationError] = {}
+    assert router.route(cells, failed) == ["fine"]
+    assert str(failed["fails"]) == "division by zero"
