@@ -10,7 +10,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from shapeworker.where import datetimes, intervals, numbers, texts
+from shapeworker.where import datetimes, intervals, numbers, numeric, texts
 from shapeworker.where.arrays import Array
 from shapeworker.where.errors import EvaluationError
 from shapeworker.where.types import (
@@ -63,16 +63,16 @@ def _integers() -> None:
         _add(source, NUMERIC, Decimal, implicit=True)
         _add(source, FLOAT8, float, implicit=True)
         _add(source, FLOAT4, numbers.nearest_float4, implicit=True)
-        _add(NUMERIC, source, numbers.numeric_to_integer(bound))
+        _add(NUMERIC, source, numeric.numeric_to_integer(bound))
         _add(FLOAT8, source, numbers.rounded(bound))
         _add(FLOAT4, source, numbers.rounded(bound))
 
 
 _integers()
-_add(NUMERIC, FLOAT8, numbers.numeric_to_float8, implicit=True)
-_add(NUMERIC, FLOAT4, numbers.numeric_to_float4, implicit=True)
-_add(FLOAT8, NUMERIC, numbers.float_to_numeric(15))
-_add(FLOAT4, NUMERIC, numbers.float_to_numeric(6))
+_add(NUMERIC, FLOAT8, numeric.numeric_to_float8, implicit=True)
+_add(NUMERIC, FLOAT4, numeric.numeric_to_float4, implicit=True)
+_add(FLOAT8, NUMERIC, numeric.float_to_numeric(15))
+_add(FLOAT4, NUMERIC, numeric.float_to_numeric(6))
 _add(FLOAT4, FLOAT8, None, implicit=True)
 _add(FLOAT8, FLOAT4, numbers.to_float4)
 _add(BOOL, INT4, int)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from shapeworker.where.arrays import Array
 from shapeworker.where.errors import EvaluationError
-from shapeworker.where.numbers import numeric_input, numeric_output
+from shapeworker.where.numeric import numeric_input, numeric_output
 
 MAX_DEPTH: Final = 150
 """How deep a document may nest to be looked into."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shapeworker.where import casts, numbers, overloads, syntax, texts, tree
+from shapeworker.where import casts, numbers, numeric, overloads, syntax, texts, tree
 from shapeworker.where.columns import Column
 from shapeworker.where.errors import InvalidWhere
 from shapeworker.where.functions import FUNCTIONS, OPERATORS, REFUSED
@@ -97,7 +97,7 @@ class Resolver:
                     except ValueError:
                         continue
         try:
-            return tree.Constant(NUMERIC, numbers.numeric_input(node.text))
+            return tree.Constant(NUMERIC, numeric.numeric_input(node.text))
         except ValueError:
             raise InvalidWhere.located(node.at, f"invalid syntax for type numeric: {node.text[:100]}") from None
 
@@ -512,7 +512,7 @@ def _modified(item: tree.Expression, name: syntax.TypeName, at: int) -> tree.Exp
     elif type_ is NUMERIC and len(modifiers) <= 2:
         precision, digits = modifiers[0], modifiers[1] if len(modifiers) > 1 else 0
         if 1 <= precision <= 1000 and 0 <= digits <= precision:
-            body = numbers.limited(precision, digits)
+            body = numeric.limited(precision, digits)
     if body is None:
         raise InvalidWhere.located(name.at, f"modifiers of type {type_} are not supported")
     shown = f"{type_.sql}({', '.join(map(str, modifiers))})"

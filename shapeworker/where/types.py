@@ -13,7 +13,17 @@ from typing import Any, Final
 
 import msgspec
 
-from shapeworker.where import arrays, datetimes, intervals, jsonb, numbers, texts
+from shapeworker.where import (
+    arrays,
+    datetime_literals,
+    datetimes,
+    interval_literals,
+    intervals,
+    jsonb,
+    numbers,
+    numeric,
+    texts,
+)
 from shapeworker.where.arrays import Array
 from shapeworker.where.errors import EvaluationError
 
@@ -122,7 +132,7 @@ BOOL: Final = Type(
 INT2: Final = _scalar("int2", "N", int, numbers.integer_input(numbers.INT2), raw=True)
 INT4: Final = _scalar("int4", "N", int, numbers.integer_input(numbers.INT4), raw=True)
 INT8: Final = _scalar("int8", "N", int, numbers.integer_input(numbers.INT8), raw=True)
-NUMERIC: Final = _scalar("numeric", "N", numbers.read_numeric, numbers.numeric_input, numbers.numeric_output)
+NUMERIC: Final = _scalar("numeric", "N", numeric.read_numeric, numeric.numeric_input, numeric.numeric_output)
 FLOAT4: Final = _scalar("float4", "N", _read_float4, numbers.float4_input, numbers.float_output(6))
 FLOAT8: Final = _scalar(
     "float8", "N", numbers.read_float, numbers.float8_input, numbers.float_output(15), preferred=True
@@ -133,19 +143,24 @@ NAME: Final = _scalar("name", "S", bytes.decode, texts.name_input, raw=True, raw
 BPCHAR: Final = _scalar("bpchar", "S", bytes.decode, _any_text, texts.stripped, key=texts.stripped, printed=str)
 UUID: Final = _scalar("uuid", "U", bytes.decode, texts.uuid_input, raw=True, raw_order=True)
 BYTEA: Final = _scalar("bytea", "U", texts.read_bytea, texts.bytea_input, texts.write_bytea, raw=True, raw_order=True)
-DATE: Final = _scalar("date", "D", datetimes.read_date, datetimes.date_input, datetimes.write_date, raw=True)
-TIME: Final = _scalar("time", "D", datetimes.read_time, datetimes.time_input, datetimes.write_time, raw=True)
+DATE: Final = _scalar("date", "D", datetimes.read_date, datetime_literals.date_input, datetimes.write_date, raw=True)
+TIME: Final = _scalar("time", "D", datetimes.read_time, datetime_literals.time_input, datetimes.write_time, raw=True)
 TIMETZ: Final = _scalar(
-    "timetz", "D", datetimes.read_timetz, datetimes.timetz_input, datetimes.write_timetz, key=datetimes.timetz_key
+    "timetz",
+    "D",
+    datetimes.read_timetz,
+    datetime_literals.timetz_input,
+    datetimes.write_timetz,
+    key=datetimes.timetz_key,
 )
 TIMESTAMP: Final = _scalar(
-    "timestamp", "D", datetimes.read_timestamp, datetimes.timestamp_input, datetimes.write_timestamp, raw=True
+    "timestamp", "D", datetimes.read_timestamp, datetime_literals.timestamp_input, datetimes.write_timestamp, raw=True
 )
 TIMESTAMPTZ: Final = _scalar(
     "timestamptz",
     "D",
     datetimes.read_timestamp,
-    datetimes.timestamptz_input,
+    datetime_literals.timestamptz_input,
     datetimes.write_timestamptz,
     preferred=True,
     raw=True,
@@ -154,7 +169,7 @@ INTERVAL: Final = _scalar(
     "interval",
     "T",
     intervals.read_interval,
-    intervals.interval_input,
+    interval_literals.interval_input,
     intervals.write_interval,
     key=intervals.interval_key,
     preferred=True,

@@ -75,22 +75,22 @@ class Oracle:
     """A connection to a database with the table ``public.t``."""
 
     def __init__(self, url: str) -> None:
-        self._connection = psycopg.connect(url, autocommit=True)
+        self.connection = psycopg.connect(url, autocommit=True)
         columns = ", ".join(f'"{column.name}" {sql_type(column.type)}' for column in COLUMNS)
-        self._connection.execute(_SETUP.format(columns=columns).encode())
+        self.connection.execute(_SETUP.format(columns=columns).encode())
         # As the sessions of snapshots have it; this one is not inside a transaction.
-        self._connection.execute(DISPLAY_SETTINGS.replace("SET LOCAL", "SET").encode())
+        self.connection.execute(DISPLAY_SETTINGS.replace("SET LOCAL", "SET").encode())
         self.rows: list[list[bytes | None]] = []
 
     def close(self) -> None:
         """Ends the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def accepts(self, type_name: str, text: str) -> str | None:
         """What a literal of this type is printed as; None if it is none."""
         try:
             query = sql.SQL("SELECT {}::{}::text").format(sql.Literal(text), sql.SQL(type_name))
-            row = self._connection.execute(query).fetchone()
+            row = self.connection.execute(query).fetchone()
         except psycopg.Error:
             return None
         assert row is not None
@@ -99,18 +99,18 @@ class Oracle:
 
     def fill(self, rows: Iterable[dict[str, str | None]]) -> None:
         """Replaces the rows by these, given as literals by column; columns that are missing are NULL."""
-        self._connection.execute("DELETE FROM public.t")
+        self.connection.execute("DELETE FROM public.t")
         for number, row in enumerate(rows):
             names = [sql.Identifier("id"), *map(sql.Identifier, row)]
             values = [sql.Literal(number), *map(sql.Literal, row.values())]
             statement = sql.SQL("INSERT INTO public.t ({}) VALUES ({})")
-            self._connection.execute(statement.format(sql.SQL(", ").join(names), sql.SQL(", ").join(values)))
+            self.connection.execute(statement.format(sql.SQL(", ").join(names), sql.SQL(", ").join(values)))
         self.rows = self._read()
 
     def _read(self) -> list[list[bytes | None]]:
         names = ", ".join(f'"{column.name}"' for column in COLUMNS)
         # In text format, values are what their output functions give, as in pgoutput.
-        result = self._connection.pgconn.exec_params(
+        result = self.connection.pgconn.exec_params(
             f"SELECT {names} FROM public.t ORDER BY id".encode(), None, result_format=pq.Format.TEXT
         )
         assert result.status == pq.ExecStatus.TUPLES_OK, result.error_message
@@ -120,7 +120,7 @@ class Oracle:
         """For each expression and row: ``=`` and the value as text, ``null``, or ``error: …``."""
         if not expressions:
             return []
-        cursor = self._connection.execute(
+        cursor = self.connection.execute(
             "SELECT array_agg(public.verdict(whole, x) ORDER BY whole.id)"
             " FROM unnest(%s::text[]) WITH ORDINALITY AS x(x, place) CROSS JOIN public.t AS whole"
             " GROUP BY place ORDER BY place",
