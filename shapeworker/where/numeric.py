@@ -136,9 +136,8 @@ def numeric_arithmetic(operation: str) -> Callable[[Decimal, Decimal], Decimal]:
             return _with_infinity(operation, left, right)
         if operation in "/%" and right == 0:
             raise EvaluationError("division by zero")
-        if operation == "*" and scale(left) + scale(right) > _MAX_SCALE:
-            raise EvaluationError("the scale of a product is beyond what is calculated exactly")
-        return _checked(calculate(left, right))
+        result = calculate(left, right)
+        return _checked(result) if scale(result) <= _MAX_SCALE else rescaled(result, _MAX_SCALE)
 
     return checked
 

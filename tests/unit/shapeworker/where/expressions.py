@@ -317,7 +317,7 @@ class Expressions:
         """A call of this function, with arguments of its types."""
         random = self._random
         element = BY_NAME[random.choice(_ELEMENTS)]
-        types = []
+        types: list[Type] = []
         for parameter in overload.parameters:
             if isinstance(parameter, Type):
                 types.append(parameter)
@@ -325,6 +325,9 @@ class Expressions:
                 types.append(ENUM)
             else:
                 types.append(array_of(element) if parameter.endswith("array") and "non" not in parameter else element)
+        if name in ("~~*", "!~~*") and types[0] is NAME:
+            # To Postgres, names have letters of ASCII only; here as many as other texts.
+            types[0] = TEXT
         arguments = [self.of(type_, depth - 1) for type_ in types]
         if is_operator and len(types) == 2 and random.random() < 0.3:
             place = random.randrange(2)
