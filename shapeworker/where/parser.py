@@ -84,7 +84,7 @@ def _where(text: str) -> Json:
     if len(statements) != 1:
         raise InvalidWhere('unescaped ";" causing statement split')
     select = statements[0]["stmt"].get("SelectStmt")
-    if select is None or select.keys() & _AFTER_WHERE or select["op"] != "SETOP_NONE" or len(select["targetList"]) != 1:
+    if select is None or select.keys() & _AFTER_WHERE or len(select["targetList"]) != 1:
         raise InvalidWhere("malformed query ending with SQL clauses")
     where: Json = select["whereClause"]
     return where

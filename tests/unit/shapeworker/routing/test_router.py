@@ -191,6 +191,14 @@ def test_routed_is_what_evaluation_finds() -> None:
     assert totals["routed"] > 1000
 
 
+def test_null_is_no_value() -> None:
+    """Neither JSON's null nor an empty text is what a column without a value has."""
+    router = Router()
+    for text in ("js = 'null'", "t = ''", "js IS NULL", "n = 'NaN'", "js IN ('null', '1')"):
+        router.add(text, compile_where(text, {}, COLUMNS))
+    assert router.route([None] * len(COLUMNS), {}) == ["js IS NULL"]
+
+
 def test_one_failing_shape_hurts_nobody() -> None:
     router = Router()
     router.add("fails", compile_where("1 / i4 = 1", {}, COLUMNS))
