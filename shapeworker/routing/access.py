@@ -8,8 +8,9 @@ without a cover has to look at every row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from shapeworker.where import tree
 from shapeworker.where.arrays import Array
@@ -21,8 +22,7 @@ MAX_PATHS: Final = 20_000
 """A clause with more of them is not worth its place in the indexes."""
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """A column as an index sees it: its place in the row, and what reads its key from a text that is not NULL.
 
     Without a reader the text itself is the key.
@@ -32,24 +32,21 @@ class Field:
     read: Callable[[bytes], Any] | None
 
 
-@dataclass(frozen=True)
-class Equal:
+class Equal(msgspec.Struct, frozen=True):
     """The columns have these keys; None is NULL."""
 
     fields: tuple[Field, ...]
     keys: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Contains:
+class Contains(msgspec.Struct, frozen=True):
     """The array in a column has all these elements, by their keys; there is at least one."""
 
     field: Field
     elements: frozenset[Any]
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """The column's key compares so with ``key``: ``<``, ``<=``, ``>`` or ``>=``."""
 
     field: Field
@@ -57,8 +54,7 @@ class Bound:
     key: Any
 
 
-@dataclass(frozen=True)
-class Between:
+class Between(msgspec.Struct, frozen=True):
     """The column's key is a number from ``low`` to ``high``; only finite ones."""
 
     field: Field
@@ -66,16 +62,14 @@ class Between:
     high: float
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True):
     """The column's text begins with this; both in lower case if its field reads so."""
 
     field: Field
     text: str
 
 
-@dataclass(frozen=True)
-class Infix:
+class Infix(msgspec.Struct, frozen=True):
     """The column's text has this in it; both in lower case if its field reads so."""
 
     field: Field
@@ -85,8 +79,7 @@ class Infix:
 Path = Equal | Contains | Bound | Between | Prefix | Infix
 
 
-@dataclass(frozen=True)
-class Cover:
+class Cover(msgspec.Struct, frozen=True):
     """Paths of which each row in question matches one, and whether only those rows do."""
 
     paths: tuple[Path, ...]

@@ -7,7 +7,6 @@ one resolved tree serves all requests with the same text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from shapeworker.where import casts, numbers, numeric, overloads, syntax, texts, tree
@@ -42,8 +41,7 @@ _FOLDINGS: Final = frozenset(("lower", "upper", "~~*", "!~~*"))
 _SUBLINK: Final = "subqueries are not supported yet"
 
 
-@dataclass(frozen=True, eq=False)
-class _Unknown(tree.Expression):
+class _Unknown(tree.Expression, frozen=True, eq=False):
     """A string literal, NULL (``text`` is None), or the first use of a parameter, before its type is known."""
 
     text: str | None

@@ -7,14 +7,14 @@ value comes with the request; binding a clause replaces it by a ``Constant``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from shapeworker.where.types import BOOL, Type
 
 
-@dataclass(frozen=True, eq=False)
-class Function:
+class Function(msgspec.Struct, frozen=True, eq=False):
     """A function, operator or cast for given types.
 
     ``body`` takes Python values, none of which is None if it is ``strict``. ``sql`` gives the SQL from that of the
@@ -33,30 +33,26 @@ class Function:
     prepared_place: int = 1
 
 
-@dataclass(frozen=True, eq=False)
-class Expression:
+class Expression(msgspec.Struct, frozen=True, eq=False):
     """Any expression."""
 
     type: Type
 
 
-@dataclass(frozen=True, eq=False)
-class Constant(Expression):
+class Constant(Expression, frozen=True, eq=False):
     """A value, or NULL if it is None."""
 
     value: Any
 
 
-@dataclass(frozen=True, eq=False)
-class Param(Expression):
+class Param(Expression, frozen=True, eq=False):
     """``$number``; never NULL. ``at`` is where it first stands, for errors."""
 
     number: int
     at: int
 
 
-@dataclass(frozen=True, eq=False)
-class ColumnRef(Expression):
+class ColumnRef(Expression, frozen=True, eq=False):
     """A column: its name, its place in the row, and whether SQL must cast it to the type below its domain."""
 
     name: str
@@ -64,8 +60,7 @@ class ColumnRef(Expression):
     is_domain: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Apply(Expression):
+class Apply(Expression, frozen=True, eq=False):
     """A function with its arguments. ``at`` is its place in the text, for errors."""
 
     function: Function
@@ -73,38 +68,33 @@ class Apply(Expression):
     at: int
 
 
-@dataclass(frozen=True, eq=False)
-class Junction(Expression):
+class Junction(Expression, frozen=True, eq=False):
     """AND or OR of two or more."""
 
     connective: str
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Not(Expression):
+class Not(Expression, frozen=True, eq=False):
     """NOT."""
 
     item: Expression
 
 
-@dataclass(frozen=True, eq=False)
-class IsNull(Expression):
+class IsNull(Expression, frozen=True, eq=False):
     """IS NULL."""
 
     item: Expression
 
 
-@dataclass(frozen=True, eq=False)
-class Is(Expression):
+class Is(Expression, frozen=True, eq=False):
     """IS TRUE, IS FALSE or IS UNKNOWN (``test`` True, False or None)."""
 
     item: Expression
     test: bool | None
 
 
-@dataclass(frozen=True, eq=False)
-class IsDistinct(Expression):
+class IsDistinct(Expression, frozen=True, eq=False):
     """IS DISTINCT FROM; ``equal`` is the ``=`` of the operands' types."""
 
     left: Expression
@@ -112,8 +102,7 @@ class IsDistinct(Expression):
     equal: Function
 
 
-@dataclass(frozen=True, eq=False)
-class Quantified(Expression):
+class Quantified(Expression, frozen=True, eq=False):
     """``left function ANY (array)``, or ALL. IN with a list is one of them."""
 
     function: Function
@@ -122,55 +111,48 @@ class Quantified(Expression):
     all: bool
 
 
-@dataclass(frozen=True, eq=False)
-class ArrayOf(Expression):
+class ArrayOf(Expression, frozen=True, eq=False):
     """``ARRAY[…]``; of arrays if ``nested``."""
 
     items: tuple[Expression, ...]
     nested: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Element(Expression):
+class Element(Expression, frozen=True, eq=False):
     """``item[…]…``; NULL indices give NULL."""
 
     item: Expression
     indices: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Slice(Expression):
+class Slice(Expression, frozen=True, eq=False):
     """``item[…:…]…``; ends that are None were left out."""
 
     item: Expression
     ends: tuple[tuple[Expression | None, Expression | None], ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Coalesce(Expression):
+class Coalesce(Expression, frozen=True, eq=False):
     """The first that is not NULL."""
 
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Extreme(Expression):
+class Extreme(Expression, frozen=True, eq=False):
     """GREATEST or LEAST of what is not NULL."""
 
     name: str
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Case(Expression):
+class Case(Expression, frozen=True, eq=False):
     """The first result whose condition is true."""
 
     arms: tuple[tuple[Expression, Expression], ...]
     otherwise: Expression
 
 
-@dataclass(frozen=True, eq=False)
-class NullIf(Expression):
+class NullIf(Expression, frozen=True, eq=False):
     """``left``, or NULL if ``equal`` says that it equals ``right``."""
 
     left: Expression
@@ -178,8 +160,7 @@ class NullIf(Expression):
     equal: Function
 
 
-@dataclass(frozen=True, eq=False)
-class Sublink(Expression):
+class Sublink(Expression, frozen=True, eq=False):
     """``left IN (SELECT …)``. Its place; nothing makes one yet (where-and-subqueries.md 13)."""
 
     left: Expression
