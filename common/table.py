@@ -40,12 +40,27 @@ _ALL_INTERVAL_FIELDS = 0x7FFF
 _NO_INTERVAL_PRECISION = 0xFFFF
 
 
+class TypeFacts(msgspec.Struct, frozen=True, array_like=True):
+    """A type as its values are understood: ``kind`` is pg_type.typtype, or ``a`` for a true array.
+
+    ``labels`` are those of an enum, in its order.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    labels: tuple[str, ...] = ()
+
+
 class Column(msgspec.Struct, frozen=True):
     """A column as of one moment.
 
     ``type_name`` is the catalog's name, for arrays that of the element type; ``type_oid`` is always the column's own
     type, as Relation messages carry it. ``base_oid`` is the type below all domains. ``key_index`` is the place in the
     primary key. ``generated`` is ``''``, ``s`` (stored) or ``v`` (virtual). ``dims`` is 0 for what is no array.
+
+    ``types`` is the column's type, then what it is made of: below a domain its base, below an array its elements, and
+    so on. It and ``deterministic`` (of the collation) are what filters need; shapes of older versions have neither.
     """
 
     name: str
@@ -58,6 +73,8 @@ class Column(msgspec.Struct, frozen=True):
     key_index: int | None
     generated: str
     dims: int
+    types: tuple[TypeFacts, ...] = ()
+    deterministic: bool = True
 
     @property
     def is_boolean(self) -> bool:
@@ -102,7 +119,8 @@ SELECT pg_catalog.json_build_object(
     'type_oid', a.atttypid::pg_catalog.int8, 'type_name', COALESCE(element.typname, t.typname),
     'type_mod', a.atttypmod, 'base_oid', base.oid::pg_catalog.int8,
     'not_null', a.attnotnull, 'key_index', key.place, 'generated', a.attgenerated,
-    'dims', CASE WHEN element.oid IS NULL THEN 0 ELSE GREATEST(a.attndims, 1) END
+    'dims', CASE WHEN element.oid IS NULL THEN 0 ELSE GREATEST(a.attndims, 1) END,
+    'types', made.types, 'deterministic', COALESCE(letters.collisdeterministic, true)
   ) ORDER BY a.attnum))::pg_catalog.text
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -117,6 +135,22 @@ CROSS JOIN LATERAL (
     SELECT b.oid, b.typtype, b.typbasetype FROM below JOIN pg_catalog.pg_type b ON b.oid = below.next
     WHERE below.kind = 'd')
   SELECT oid FROM below WHERE kind <> 'd') AS base
+CROSS JOIN LATERAL (
+  WITH RECURSIVE level(depth, oid) AS (
+    SELECT 0, t.oid
+    UNION ALL
+    SELECT level.depth + 1, CASE WHEN x.typtype = 'd' THEN x.typbasetype ELSE x.typelem END
+    FROM level JOIN pg_catalog.pg_type x ON x.oid = level.oid
+    LEFT JOIN pg_catalog.pg_type item ON item.oid = x.typelem AND item.typarray = x.oid
+    WHERE x.typtype = 'd' OR item.oid IS NOT NULL)
+  SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+    space.nspname, x.typname, CASE WHEN item.oid IS NULL THEN x.typtype ELSE 'a' END,
+    (SELECT COALESCE(pg_catalog.json_agg(e.enumlabel ORDER BY e.enumsortorder), '[]')
+     FROM pg_catalog.pg_enum e WHERE e.enumtypid = x.oid)) ORDER BY level.depth) AS types
+  FROM level JOIN pg_catalog.pg_type x ON x.oid = level.oid
+  JOIN pg_catalog.pg_namespace space ON space.oid = x.typnamespace
+  LEFT JOIN pg_catalog.pg_type item ON item.oid = x.typelem AND item.typarray = x.oid) AS made
+LEFT JOIN pg_catalog.pg_collation letters ON letters.oid = a.attcollation
 LEFT JOIN LATERAL (
   SELECT place FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) AS place WHERE i.indkey[place] = a.attnum
 ) AS key ON true
@@ -206,12 +240,15 @@ def selection(
     return tuple(sorted(chosen))
 
 
-def difference(before: Table, now: Table | None, selected: Iterable[str], explicit: bool) -> str | None:
+def difference(
+    before: Table, now: Table | None, selected: Iterable[str], explicit: bool, filtered: Iterable[str] = ()
+) -> str | None:
     """Why a shape made for ``before`` does not fit the table as it is ``now``; ``None`` while it does (engine.md 8.3).
 
     ``explicit`` says that the client named the columns; if not, a column more or less is a difference too. So is what
     the schema header tells clients about a selected column, such as nullability: it is the same for as long as the
-    shape lives. Defaults, constraints and all about other columns may change freely.
+    shape lives. Of the columns that its filter reads, ``filtered``, all counts that gives their values a meaning, such
+    as the labels of an enum. Defaults, constraints and all about other columns may change freely.
     """
     if now is None:
         return "the table is gone"
@@ -227,13 +264,20 @@ def difference(before: Table, now: Table | None, selected: Iterable[str], explic
         return "a column was added, dropped or renamed"
     was = {column.name: column for column in before.columns}
     has = {column.name: column for column in now.columns}
-    for name in selected:
+    filtered = tuple(filtered)
+    for name in (*selected, *filtered):
         if name not in has:
             return f"column {name!r} is gone"
         if (has[name].type_oid, has[name].base_oid) != (was[name].type_oid, was[name].base_oid):
             return f"column {name!r} has another type"
         if has[name].generated != was[name].generated:
             return f"column {name!r} is generated differently"
+    for name in filtered:
+        if (has[name].types, has[name].type_mod) != (was[name].types, was[name].type_mod):
+            return f"column {name!r}, which the filter reads, has a type that was altered"
+        if has[name].deterministic != was[name].deterministic:
+            return f"column {name!r}, which the filter reads, has another collation"
+    for name in selected:
         if _properties(has[name]) != _properties(was[name]):
             return f"column {name!r} has another modifier, nullability or name of its type"
     return None

@@ -5,6 +5,7 @@ Checks run in rounds; all errors of the first round are reported together, later
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -21,7 +22,8 @@ Errors = dict[str, list[str]]
 BLANK: Final = "can't be blank"
 INVALID: Final = "is invalid"
 OUT_OF_BOUNDS: Final = "out of bounds for this shape"
-NO_WHERE: Final = "where clauses are not supported by this version: leave `where` out to sync the whole table"
+NOT_NUMBERS: Final = "Parameters can only use numbers as keys"
+NOT_SEQUENTIAL: Final = "Parameters must be numbered sequentially, starting from 1"
 NO_SSE: Final = "server-sent events are not supported by this version: use long-polling, live=true without live_sse"
 NO_SUBSET: Final = "subset snapshots are not supported by this version"
 
@@ -29,6 +31,7 @@ _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False,
 _REPLICAS: Final[Mapping[str, Replica]] = {"default": "default", "full": "full"}
 _LOG_MODES: Final[Mapping[str, LogMode]] = {"full": "full", "changes_only": "changes_only"}
 _TOO_LARGE = re.compile(r"\+?(\d+)_(\+?\d+|inf)", re.ASCII)
+_KEY = re.compile(r"\d{1,9}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
 
 T = TypeVar("T")
@@ -155,9 +158,13 @@ class _Cast:
         return None
 
     def mapping(self, name: str) -> dict[str, str]:
-        value = self.given(name)
+        """``name[key]=…``, or all of it as the text of a JSON object, which the reference does not take."""
+        value: object = self.given(name)
         if value is None:
             return {}
+        if isinstance(value, str) and value.startswith("{"):
+            with contextlib.suppress(msgspec.DecodeError, RecursionError):
+                value = msgspec.json.decode(value)
         if isinstance(value, dict):
             pairs = {key: element for key, element in value.items() if isinstance(element, str)}
             if len(pairs) == len(value):
@@ -212,8 +219,6 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
         schema, table = _identifiers("table", parse_relation, self.table)
         columns = _columns("columns", self.columns)
         queryable = _columns("queryable_columns", self.queryable)
-        if self.where is not None:
-            raise InvalidRequest({"where": [NO_WHERE]})
         if queryable is not None:
             unknown = [name for name in columns or () if name not in queryable]
             if unknown:
@@ -223,9 +228,21 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
             schema=schema,
             table=table,
             columns=None if columns is None else tuple(sorted(columns)),
+            where=self.where,
+            params=() if self.where is None else _in_order(self.params),
             replica=self.replica,
             log=self.log,
         )
+
+
+def _in_order(params: dict[str, str]) -> tuple[str, ...]:
+    """The values of ``$1``, ``$2``… Keys are compared as numbers."""
+    if not all(_KEY.fullmatch(key) for key in params):
+        raise InvalidRequest({"params": [NOT_NUMBERS]})
+    values = {int(key): value for key, value in params.items()}
+    if values.keys() != set(range(1, len(params) + 1)):
+        raise InvalidRequest({"params": [NOT_SEQUENTIAL]})
+    return tuple(values[number] for number in range(1, len(params) + 1))
 
 
 def _identifiers(field: str, parse: Callable[[str], T], text: str) -> T:

@@ -5,7 +5,7 @@ A change is decoded once, its JSON built once per projection, and the same bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -13,10 +13,11 @@ import structlog
 from common import pgoutput
 from common.lsn import Offset
 from common.messages import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_begin, parse_commit, parse_relation_record
-from common.pgoutput import DELETE, INSERT, IncompleteRow, Relation, Row
+from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage
-from shapeworker.projection import Projection, SchemaChanged, transaction_headers
+from shapeworker.audience import Audience, Reading
+from shapeworker.projection import Projection, transaction_headers
 from shapeworker.shape import Life, Shape
 
 log = structlog.get_logger()
@@ -56,14 +57,46 @@ class Events(Protocol):
         """All shapes have what they need of the transactions up to this commit."""
 
 
-class Group:
-    """Shapes of one table that show its rows in the same way, or cannot any more because the table has changed."""
+class _Change:
+    """A change of a row, decoded once; ``op`` is its place among the offsets of its transaction."""
 
-    __slots__ = ("projection", "shapes")
+    __slots__ = ("kind", "lines", "op", "payload", "rows")
 
-    def __init__(self, projection: Projection | SchemaChanged) -> None:
-        self.projection = projection
-        self.shapes: list[Shape] = []
+    def __init__(self, index: int, payload: bytes) -> None:
+        self.kind = payload[0]
+        self.op = 2 * index
+        self.payload = payload
+        self.rows: tuple[Row | None, Row | None] | None = None
+        self.lines: dict[tuple[Projection, int], tuple[bytes, ...]] = {}
+
+    def decoded(self) -> tuple[Row | None, Row | None]:
+        """The old and the new row, as far as there are such. Raises IncompleteRow."""
+        if self.rows is None:
+            if self.kind == INSERT:
+                self.rows = None, pgoutput.parse_insert(self.payload)
+            elif self.kind == DELETE:
+                self.rows = pgoutput.parse_delete(self.payload), None
+            else:
+                self.rows = pgoutput.parse_update(self.payload)
+        return self.rows
+
+    def as_lines(self, projection: Projection, kind: int, headers: bytes) -> tuple[bytes, ...]:
+        """What it is for shapes of this projection, to which it is an insert, an update or a delete."""
+        known = self.lines.get((projection, kind))
+        if known is None:
+            old, new = self.decoded()
+            if kind == INSERT:
+                assert new is not None
+                known = (projection.insert(new, headers, self.op),)
+            elif kind == DELETE:
+                assert old is not None
+                known = (projection.delete(old, headers, self.op),)
+            else:
+                assert old is not None
+                assert new is not None
+                known = projection.update(old, new, headers, self.op)
+            self.lines[projection, kind] = known
+        return known
 
 
 class Applier:
@@ -73,10 +106,9 @@ class Applier:
         """``open_log`` opens and recovers the log of a shape that is touched for the first time since a while."""
         self._events = events
         self._open_log = open_log
-        self._shapes: dict[int, dict[str, Shape]] = {}
+        self._audiences: dict[int, list[Audience]] = {}
         self._relations: dict[int, tuple[Relation, tuple[int, ...]]] = {}
-        self._groups: dict[int, list[Group]] = {}
-        self._projections: dict[int, dict[tuple[object, ...], Projection | SchemaChanged]] = {}
+        self._readings: dict[int, list[Reading]] = {}
         self._serial = 0
         self._touched: list[Shape] = []
         self._holding: set[Shape] = set()
@@ -89,19 +121,31 @@ class Applier:
 
     def add(self, shape: Shape) -> None:
         """From the next change on. If a transaction is passing, the shape is told of the rest of it, and knows so."""
-        shapes = self._shapes.setdefault(shape.table.oid, {})
-        if shape.handle not in shapes:
-            shapes[shape.handle] = shape
-            self._regroup(shape.table.oid)
+        audiences = self._audiences.setdefault(shape.table.oid, [])
+        # There is more than one only after the table was altered in a way that shapes have survived.
+        audience = next((audience for audience in audiences if audience.table == shape.table), None)
+        if audience is None:
+            audience = Audience(shape.table)
+            audiences.append(audience)
+            self._forget(shape.table.oid)
+        if shape not in audience:
+            # Its own description is equal, and would only take memory.
+            shape.table = audience.table
+            audience.add(shape)
 
     def remove(self, shape: Shape) -> None:
         """No more changes for it; what it has of an open transaction is void."""
         self._holding.discard(shape)
-        shapes = self._shapes.get(shape.table.oid, {})
-        if shapes.pop(shape.handle, None) is not None:
-            if not shapes:
-                del self._shapes[shape.table.oid]
-            self._regroup(shape.table.oid)
+        audiences = self._audiences.get(shape.table.oid, [])
+        for audience in audiences:
+            if shape in audience:
+                audience.remove(shape)
+                if not audience:
+                    audiences.remove(audience)
+                    self._forget(shape.table.oid)
+                break
+        if not audiences:
+            self._audiences.pop(shape.table.oid, None)
         if shape in self._touched:
             self._touched.remove(shape)
             shape.abort()
@@ -114,8 +158,7 @@ class Applier:
             shape.abort()
         self._touched = []
         self._relations.clear()
-        self._projections.clear()
-        self._groups.clear()
+        self._readings.clear()
 
     def record(self, kind: int, index: int, payload: bytes) -> None:
         """One record. Raises :class:`StorageFull`; what fails for one shape ends that shape only."""
@@ -132,55 +175,63 @@ class Applier:
             ancestors, message = parse_relation_record(payload)
             relation = pgoutput.parse_relation(message)
             self._relations[relation.oid] = (relation, ancestors)
-            self._projections.pop(relation.oid, None)
-            self._groups.pop(relation.oid, None)
+            self._readings.pop(relation.oid, None)
         elif kind == TRUNCATE:
             for oid in pgoutput.parse_truncate(payload):
-                for group in self._targets(oid):
-                    for shape in self._entering(group):
-                        self._obstruct(shape, "its table was truncated")
+                for reading in self._targets(oid):
+                    self._obstruct_all(reading.audience, "its table was truncated")
 
     def _change(self, index: int, payload: bytes) -> None:
-        groups = self._targets(pgoutput.relation_oid(payload))
-        row: Row | None = None
-        old: Row | None = None
-        for group in groups:
-            shapes = self._entering(group)
-            if not shapes:
-                continue
-            projection = group.projection
-            if isinstance(projection, SchemaChanged):
-                for shape in shapes:
-                    self._obstruct(shape, str(projection))
-                continue
-            try:
-                kind = payload[0]
-                op = 2 * index
-                lines: tuple[bytes, ...]
-                if kind == INSERT:
-                    row = row or pgoutput.parse_insert(payload)
-                    lines = (projection.insert(row, self._headers, op),)
-                elif kind == DELETE:
-                    row = row or pgoutput.parse_delete(payload)
-                    lines = (projection.delete(row, self._headers, op),)
-                else:
-                    if row is None or old is None:
-                        old, row = pgoutput.parse_update(payload)
-                    lines = projection.update(old, row, self._headers, op)
-            except IncompleteRow as error:
-                for shape in shapes:
-                    self._obstruct(shape, f"{error}: REPLICA IDENTITY of the table is not FULL")
-                continue
-            except Exception as error:
-                log.exception("a change could not be turned into JSON", table=shapes[0].table.name)
-                for shape in shapes:
-                    self._end(shape, f"internal error: {type(error).__name__}")
-                continue
-            if not lines:
-                continue
+        change = _Change(index, payload)
+        for reading in self._targets(pgoutput.relation_oid(payload)):
+            reading.renew()
+            for view, reason in reading.changed:
+                self._obstruct_all(view.shapes, reason)
+            for view, projection in reading.whole:
+                if shapes := self._entering(view.shapes):
+                    self._pass_on(change, change.kind, projection, shapes)
+            if reading.audience.router:
+                self._route(change, reading)
+
+    def _route(self, change: _Change, reading: Reading) -> None:
+        """To the shapes whose filters concern the change: an update can be an insert or a delete to them."""
+        audience = reading.audience
+        try:
+            moves = reading.moves(*change.decoded())
+        except IncompleteRow as error:
+            # It could be in any of them.
+            filtered = [shape for shape in audience if shape.filter is not None]
+            self._obstruct_all(filtered, f"{error}: REPLICA IDENTITY of the table is not FULL")
+            return
+        for shape, failure in moves.failed.items():
+            self._obstruct_all((shape,), f"its where clause fails: {failure}")
+        concerned: dict[tuple[int, Projection], list[Shape]] = {}
+        for kind, moved in (INSERT, moves.inserted), (UPDATE, moves.updated), (DELETE, moves.deleted):
+            for shape in self._entering(moved):
+                projection = reading.projection(shape)
+                if projection is not None:
+                    concerned.setdefault((kind, projection), []).append(shape)
+        for (kind, projection), shapes in concerned.items():
+            self._pass_on(change, kind, projection, shapes)
+
+    def _pass_on(self, change: _Change, kind: int, projection: Projection, shapes: list[Shape]) -> None:
+        try:
+            lines = change.as_lines(projection, kind, self._headers)
+        except IncompleteRow as error:
             for shape in shapes:
-                if shape.gather(op, lines) >= self._spill_bytes:
-                    self._write(shape, spill=True)
+                self._obstruct(shape, f"{error}: REPLICA IDENTITY of the table is not FULL")
+            return
+        except Exception as error:
+            log.exception("a change could not be turned into JSON", table=shapes[0].table.name)
+            for shape in shapes:
+                self._end(shape, f"internal error: {type(error).__name__}")
+            return
+        if not lines:
+            return
+        for shape in shapes:
+            # What another one had to write can have ended it meanwhile.
+            if shape.gather(change.op, lines) >= self._spill_bytes and shape.life is not Life.ENDED:
+                self._write(shape, spill=True)
 
     def _commit(self, lsn: int, xid: int) -> None:
         touched, self._touched = self._touched, []
@@ -221,12 +272,14 @@ class Applier:
             greediest = max(self._holding, key=lambda shape: shape.held_bytes)
             self._end(greediest, "too many changes came while it waited for its snapshot")
 
-    def _entering(self, group: Group) -> list[Shape]:
+    def _entering(self, shapes: Iterable[Shape]) -> list[Shape]:
+        """Those of the shapes to which the passing transaction counts."""
         serial = self._serial
-        for shape in group.shapes:
+        shapes = list(shapes)
+        for shape in shapes:
             if shape.serial != serial:
                 self._enter(shape)
-        return [shape for shape in group.shapes if not shape.skips]
+        return [shape for shape in shapes if not shape.skips]
 
     def _enter(self, shape: Shape) -> None:
         try:
@@ -248,46 +301,29 @@ class Applier:
         if shape.obstruct(reason):
             self._end(shape, reason)
 
+    def _obstruct_all(self, shapes: Iterable[Shape], reason: str) -> None:
+        for shape in self._entering(shapes):
+            self._obstruct(shape, reason)
+
     def _end(self, shape: Shape, reason: str) -> None:
         self.remove(shape)
         self._events.ended(shape, reason)
 
-    def _targets(self, oid: int) -> list[Group]:
-        groups = self._groups.get(oid)
-        if groups is None:
-            groups = self._groups[oid] = self._group(oid)
-        return groups
+    def _targets(self, oid: int) -> list[Reading]:
+        readings = self._readings.get(oid)
+        if readings is None:
+            readings = self._readings[oid] = self._read(oid)
+        return readings
 
-    def _regroup(self, table: int) -> None:
+    def _forget(self, table: int) -> None:
         for oid, (_, ancestors) in self._relations.items():
             if oid == table or table in ancestors:
-                self._groups.pop(oid, None)
+                self._readings.pop(oid, None)
 
-    def _group(self, oid: int) -> list[Group]:
+    def _read(self, oid: int) -> list[Reading]:
         if oid not in self._relations:
             return []
         relation, ancestors = self._relations[oid]
-        groups: dict[tuple[object, ...], Group] = {}
-        for table in (oid, *ancestors):
-            for shape in self._shapes.get(table, {}).values():
-                view = (shape.table, shape.selected, shape.request.columns is None, shape.request.replica)
-                group = groups.get(view)
-                if group is None:
-                    group = groups[view] = Group(self._projection(relation, shape, view))
-                group.shapes.append(shape)
-        return list(groups.values())
-
-    def _projection(self, relation: Relation, shape: Shape, view: tuple[object, ...]) -> Projection | SchemaChanged:
-        known = self._projections.setdefault(relation.oid, {})
-        if view not in known:
-            try:
-                known[view] = Projection(
-                    relation,
-                    shape.table,
-                    shape.selected,
-                    explicit=shape.request.columns is not None,
-                    replica=shape.request.replica,
-                )
-            except SchemaChanged as changed:
-                known[view] = changed
-        return known[view]
+        return [
+            Reading(relation, audience) for table in (oid, *ancestors) for audience in self._audiences.get(table, ())
+        ]

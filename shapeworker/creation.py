@@ -34,6 +34,7 @@ from common.xid import Snapshot
 from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogDamaged
 from shapeworker.endings import Endings
+from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate
@@ -146,7 +147,7 @@ class Creator:
     # ---- steps
 
     async def _create(self, request: ShapeRequest) -> Shape:
-        table, selected = await self._describe(request)
+        table, selected, filter_ = await self._describe(request)
         loop = asyncio.get_running_loop()
         number = partition_of(request.hash(), self._holdings.total)
         if not self._holdings.may_create(number):
@@ -171,6 +172,7 @@ class Creator:
             selected=selected,
             partition=number,
             storage=self._settings.storage_dir,
+            filter_=filter_,
         )
         shape.holds_back = False
         shape.started = loop.create_future()
@@ -189,7 +191,7 @@ class Creator:
         await asyncio.shield(shape.started)
         return shape
 
-    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...]]:
+    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
         try:
             async with self._pool.connection() as connection:
                 table = await describe(connection, request.schema, request.table)
@@ -210,7 +212,11 @@ class Creator:
         selected = selection(table, request.columns, version)
         if isinstance(selected, dict):
             raise _invalid(selected)
-        return table, selected
+        try:
+            filter_ = await make_filter_aside(request, table, version)
+        except InvalidWhere as error:
+            raise _invalid({error.field: [error.message]}) from None
+        return table, selected, filter_
 
     async def _build(self, shape: Shape) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""
@@ -261,7 +267,15 @@ class Creator:
 
     async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:
         assert shape.log is not None
-        plan = SnapshotPlan(shape.table, shape.selected, shape.request.columns is not None, shape.request.log, unseen)
+        plan = SnapshotPlan(
+            shape.table,
+            shape.selected,
+            shape.request.columns is not None,
+            shape.request.log,
+            unseen,
+            None if shape.filter is None else shape.filter.sql,
+            shape.required,
+        )
         sink = SnapshotWriter(shape.directory, self._settings.chunk_bytes, shape.log.header, self._files)
 
         def on_started(snapshot: Snapshot, filter_until: int) -> bool:
@@ -328,6 +342,8 @@ def _invalid(errors: dict[str, list[str]]) -> CannotCreate:
 
 def _refusal(error: Exception) -> CannotCreate:
     if isinstance(error, SnapshotFailed):
+        if error.status == 400:
+            return _invalid({"where": [error.message]})
         return CannotCreate(error.status, {"message": error.message}, error.retry_after, error.known)
     return _try_again()
 

@@ -15,6 +15,7 @@ from common.messages import Assign
 from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogLocked, ShapeRow
 from shapeworker.endings import Endings
+from shapeworker.filters import Filter, InvalidWhere, make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition, open_partition
 from shapeworker.shape import Life, Shape
@@ -149,10 +150,14 @@ class Ownership:
 
     async def _take(self, number: int, assignment: Assign) -> str:
         """Take one partition; returns what is in the way, nothing if it is ours now."""
+
+        def take() -> tuple[Partition, list[tuple[ShapeRow, Filter | InvalidWhere | None]]]:
+            partition, rows = self._open_partition(self._storage, number, assignment.generation)
+            # Here, and not on the loop: there may be very many.
+            return partition, [(row, _filter(row)) for row in rows]
+
         try:
-            partition, rows = await asyncio.get_running_loop().run_in_executor(
-                self._disk, self._open_partition, self._storage, number, assignment.generation
-            )
+            partition, rows = await asyncio.get_running_loop().run_in_executor(self._disk, take)
         except CatalogLocked as locked:
             return f"another process still holds them; fuser -v {locked} names it"
         except (OSError, sqlite3.OperationalError) as error:
@@ -160,9 +165,9 @@ class Ownership:
         self._adopt(partition, rows)
         return ""
 
-    def _adopt(self, partition: Partition, rows: list[ShapeRow]) -> None:
+    def _adopt(self, partition: Partition, rows: list[tuple[ShapeRow, Filter | InvalidWhere | None]]) -> None:
         self._holdings.partitions[partition.number] = partition
-        for row in rows:
+        for row, found in rows:
             shape = Shape(
                 handle=row.handle,
                 request=row.request,
@@ -170,6 +175,7 @@ class Ownership:
                 selected=row.selected,
                 partition=partition.number,
                 storage=self._storage,
+                filter_=None if isinstance(found, InvalidWhere) else found,
             )
             assert row.snapshot is not None
             assert row.filter_until is not None
@@ -178,3 +184,12 @@ class Ownership:
             shape.filter_until = row.filter_until
             # Not to the applier: the shape joins with the epoch that feeds its partition.
             self._holdings.add(shape)
+            if isinstance(found, InvalidWhere):
+                self._endings.end(shape, f"its where clause is not valid any more: {found.message}")
+
+
+def _filter(row: ShapeRow) -> Filter | InvalidWhere | None:
+    try:
+        return make_filter(row.request, row.table)
+    except InvalidWhere as error:
+        return error

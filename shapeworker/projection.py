@@ -74,19 +74,17 @@ class Projection:
         *,
         explicit: bool,
         replica: Replica = "default",
-        required: Iterable[str] = (),
     ) -> None:
         """Compile. Raises SchemaChanged when the relation does not fit the table any more.
 
-        ``explicit`` says that the client named the columns; ``required`` are further columns that the shape needs, for
-        instance in its filter. A relation with another oid is a leaf of the partitioned ``table``: its columns are
-        found by name and its rows carry the root's name.
+        ``explicit`` says that the client named the columns. A relation with another oid is a leaf of the partitioned
+        ``table``: its columns are found by name and its rows carry the root's name.
         """
         names = tuple(sorted(selected))
         keys = key_columns(table)
         if not set(keys) <= set(names):
             raise ValueError(f"selected: lacks key columns of {table.schema}.{table.name}")
-        _check(relation, table, names, explicit, required)
+        _check(relation, table, names, explicit)
         place = {column.name: number for number, column in enumerate(relation.columns)}
         columns = {column.name: column for column in table.columns}
         has_primary_key = columns[keys[0]].key_index is not None
@@ -193,24 +191,27 @@ def _picker(places: tuple[int, ...]) -> Callable[[Row], tuple[bytes | None, ...]
     return lambda row: (row[place],)
 
 
-def _check(
-    relation: Relation, table: Table, selected: tuple[str, ...], explicit: bool, required: Iterable[str]
-) -> None:
-    if relation.oid == table.oid:
-        if (relation.schema, relation.name) != (table.schema, table.name):
-            raise SchemaChanged("the table was renamed")
-    elif table.kind != "p":
-        raise SchemaChanged("the table was replaced by another of the same name")
+def check_columns(relation: Relation, table: Table, names: Iterable[str]) -> None:
+    """Raises SchemaChanged if one of these columns is not in the relation what it is in the table."""
     published = {column.name: column for column in relation.columns}
     expected = {column.name: column for column in table.columns}
-    for name in (*selected, *key_columns(table), *required):
+    for name in names:
         if name not in published:
             raise SchemaChanged(f"column {name!r} is gone")
         if name not in expected or published[name].type_oid != expected[name].type_oid:
             raise SchemaChanged(f"column {name!r} has another type")
         if published[name].type_mod != expected[name].type_mod:
             raise SchemaChanged(f"column {name!r} has another type modifier")
-    if not explicit and published.keys() != set(selected):
+
+
+def _check(relation: Relation, table: Table, selected: tuple[str, ...], explicit: bool) -> None:
+    if relation.oid == table.oid:
+        if (relation.schema, relation.name) != (table.schema, table.name):
+            raise SchemaChanged("the table was renamed")
+    elif table.kind != "p":
+        raise SchemaChanged("the table was replaced by another of the same name")
+    check_columns(relation, table, (*selected, *key_columns(table)))
+    if not explicit and {column.name for column in relation.columns} != set(selected):
         raise SchemaChanged("a column was added, dropped or renamed")
 
 

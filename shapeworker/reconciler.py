@@ -28,12 +28,12 @@ TABLES: Final = 200
 
 def misfits(shapes: Iterable[Shape], tables: Mapping[int, Table]) -> list[tuple[Shape, str]]:
     """The shapes that do not fit their tables any more, and why. Shapes of one view are compared once."""
-    reasons: dict[tuple[Table, tuple[str, ...], bool], str | None] = {}
+    reasons: dict[tuple[Table, tuple[str, ...], bool, frozenset[str]], str | None] = {}
     found: list[tuple[Shape, str]] = []
     for shape in shapes:
-        view = (shape.table, shape.selected, shape.request.columns is not None)
+        view = (shape.table, shape.selected, shape.request.columns is not None, shape.required)
         if view not in reasons:
-            reasons[view] = difference(shape.table, tables.get(shape.table.oid), shape.selected, view[2])
+            reasons[view] = difference(shape.table, tables.get(shape.table.oid), *view[1:])
         if reason := reasons[view]:
             found.append((shape, reason))
     return found

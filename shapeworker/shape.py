@@ -18,6 +18,7 @@ from common.shape import ShapeRequest
 from common.shapelog.writer import LogWriter
 from common.table import Table, schema_header
 from common.xid import Snapshot
+from shapeworker.where import Filter
 
 
 class Life(Enum):
@@ -57,7 +58,10 @@ class Shape:
         selected: tuple[str, ...],
         partition: int,
         storage: Path,
+        filter_: Filter | None = None,
     ) -> None:
+        """``filter_`` says which rows are in the shape, if not all are."""
+        self.filter = filter_
         self.handle = handle
         self.request = request
         self.table = table
@@ -88,6 +92,11 @@ class Shape:
         self._obstacle = ""
         self._held: list[HeldBack] = []
         self._held_size = 0
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The columns that its filter reads."""
+        return frozenset() if self.filter is None else self.filter.columns
 
     @property
     def schema(self) -> str:

@@ -49,6 +49,7 @@ class SnapshotPlan(NamedTuple):
     """What to take. ``explicit``: the client named the columns. ``unseen``: transactions that the snapshot must show.
 
     The latter are 64-bit ids of transactions that the stream delivered before the shape was subscribed (H-C).
+    ``condition`` says which rows, if not all; ``required`` are the columns that it reads.
     """
 
     table: Table
@@ -57,6 +58,7 @@ class SnapshotPlan(NamedTuple):
     log: LogMode = "full"
     unseen: tuple[int, ...] = ()
     condition: sql.Composable | None = None
+    required: frozenset[str] = frozenset()
 
 
 class SnapshotTaken(NamedTuple):
@@ -68,7 +70,8 @@ class SnapshotTaken(NamedTuple):
 
 
 class SnapshotFailed(Exception):
-    """No snapshot, and what to tell the client (http-api.md 25): status 409 means that the table changed.
+    """No snapshot, and what to tell the client (http-api.md 25): status 409 means that the table changed, 400 that the
+    filter fails for a row.
 
     ``retry_after`` is in seconds; ``known`` marks causes that are recognised, not faults of ours; ``remedy`` is the
     SQL by which an operator could help.
@@ -241,7 +244,8 @@ class _Work:
             message = "Snapshot query took too long to start reading from the database"
             raise SnapshotFailed(503, message, _RETRY_AFTER, known=True) from None
         table = parse_table(found[0][0] or b"") if found else None
-        reason = difference(self._plan.table, table, self._plan.selected, self._plan.explicit)
+        plan = self._plan
+        reason = difference(plan.table, table, plan.selected, plan.explicit, plan.required)
         if table is None or reason is not None:
             raise SnapshotFailed(409, f"the table changed: {reason}", known=True)
         return start._replace(table=table)
@@ -257,6 +261,11 @@ class _Work:
                 if not count:
                     readable()
                 count += len(rows)
+        except psycopg.Error as error:
+            if self._plan.condition is None or (error.sqlstate or "")[:2] not in _OF_VALUES:
+                raise
+            text = " ".join((error.diag.message_primary or str(error)).split())
+            raise SnapshotFailed(400, f"The where clause fails for a row of the table: {text}", known=True) from error
         except DeadlinePassed:
             limit = f"{self._first_row_seconds * 1000:.0f}ms"
             message = (
@@ -352,6 +361,8 @@ _CHANGED: Final = frozenset(("42P01", "42703", "42883", "3F000"))
 _NO_PRIVILEGE: Final = "42501"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _CANCELLED: Final = "57014"
+_OF_VALUES: Final = ("22", "54")
+"""Classes of errors that an expression's values or its size are the cause of."""
 
 
 def failure(error: psycopg.Error) -> SnapshotFailed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from shapeworker.routing.access import Between, Bound, Contains, Equal, Infix, Path, Prefix, cover
 from shapeworker.routing.buckets import Clause
@@ -14,7 +14,7 @@ from shapeworker.routing.ranges import BetweenIndex, BoundIndex
 from shapeworker.where import EvaluationError, Filter
 
 Row = Sequence[bytes | None]
-Shape = Hashable
+Shape = TypeVar("Shape", bound=Hashable)
 
 
 class Index(Protocol):
@@ -29,7 +29,7 @@ class Index(Protocol):
     def look_up(self, row: Row, found: list[Clause], /) -> None: ...
 
 
-class Router:
+class Router(Generic[Shape]):
     """Clauses by shape. Adding and removing costs what the clause's own keys cost, at any time."""
 
     def __init__(self) -> None:

@@ -60,7 +60,7 @@ def row(number: int) -> list[bytes | None]:
     ]
 
 
-def rate(router: Router, rows: list[list[bytes | None]]) -> tuple[float, float]:
+def rate(router: Router[int], rows: list[list[bytes | None]]) -> tuple[float, float]:
     """Rows a second, and shapes per row."""
     done = hits = 0
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def main() -> None:
         for count in counts:
             if count > most:
                 continue
-            router = Router()
+            router: Router[int] = Router()
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             start = time.perf_counter()
             for shape in range(count):

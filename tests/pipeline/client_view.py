@@ -61,10 +61,14 @@ class ClientView:
         table: str,
         *,
         columns: Sequence[str] | None = None,
+        where: str | None = None,
+        params: Sequence[str] = (),
         replica: Replica = "default",
         monotone_lsn: bool = True,
     ) -> None:
         self.table = table
+        self.where = where
+        self.params = params
         self.columns = columns
         self.replica = replica
         self.monotone_lsn = monotone_lsn
@@ -82,6 +86,9 @@ class ClientView:
         query = {"table": self.table, "offset": str(self.offset), "log": "full"}
         if self.columns is not None:
             query["columns"] = ",".join(f'"{name}"' for name in (c.replace('"', '""') for c in self.columns))
+        if self.where is not None:
+            query["where"] = self.where
+            query |= {f"params[{number}]": value for number, value in enumerate(self.params, 1)}
         if self.replica == "full":
             query["replica"] = "full"
         if self.handle is not None:

@@ -49,12 +49,21 @@ class Fleet:
             with contextlib.suppress(AssertionError):
                 await reader.stop()
 
-    def add(self, table: str, columns: Sequence[str] | None = None, replica: Replica = "default") -> Reader:
+    def add(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        replica: Replica = "default",
+        where: str | None = None,
+        params: Sequence[str] = (),
+    ) -> Reader:
         """A new reader, following from now on."""
         reader = Reader(
             self.url,
             table,
             columns=columns,
+            where=where,
+            params=params,
             replica=replica,
             protected=self._protected,
             monotone_lsn=self._monotone_lsn,

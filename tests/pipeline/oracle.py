@@ -19,8 +19,13 @@ _DISPLAY = {
 }
 
 
-async def select(url: str, table: str, columns: Sequence[str] | None = None) -> dict[str, Row]:
-    """All rows of `public.<table>` by their keys (http-api.md 14.4), values as output functions print them."""
+async def select(
+    url: str, table: str, columns: Sequence[str] | None = None, where: str | None = None, params: Sequence[str] = ()
+) -> dict[str, Row]:
+    """The rows of `public.<table>` by their keys (http-api.md 14.4), values as output functions print them.
+
+    `where` goes to Postgres as it is, its `params` as literals of unknown type.
+    """
     names: sql.Composable = sql.SQL("*") if columns is None else sql.SQL(",").join(map(sql.Identifier, columns))
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         for name, value in _DISPLAY.items():
@@ -33,7 +38,10 @@ async def select(url: str, table: str, columns: Sequence[str] | None = None) -> 
             [f'"public"."{table}"'],
         )
         key_columns = [row[0] for row in await found.fetchall()]
-        cursor = await connection.execute(sql.SQL("SELECT {} FROM {}").format(names, sql.Identifier("public", table)))
+        query = sql.SQL("SELECT {} FROM {}").format(names, sql.Identifier("public", table)).as_string(connection)
+        if where is not None:
+            query += f" WHERE {_with_values(where, params, connection)}"
+        cursor = await connection.execute(query.encode())
         result = cursor.pgresult
     assert result is not None
     fields = [(result.fname(i) or b"").decode() for i in range(result.nfields)]
@@ -49,6 +57,12 @@ async def select(url: str, table: str, columns: Sequence[str] | None = None) -> 
         assert key not in rows, f"the workload must not make two rows with the key {key}"
         rows[key] = row
     return rows
+
+
+def _with_values(where: str, params: Sequence[str], connection: psycopg.AsyncConnection) -> str:
+    for number in reversed(range(len(params))):
+        where = where.replace(f"${number + 1}", sql.Literal(params[number]).as_string(connection))
+    return where
 
 
 def difference(expected: dict[str, Row], actual: dict[str, Row]) -> str | None:

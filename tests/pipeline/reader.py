@@ -38,6 +38,8 @@ class Reader:
         table: str,
         *,
         columns: Sequence[str] | None = None,
+        where: str | None = None,
+        params: Sequence[str] = (),
         replica: Replica = "default",
         protected: bool = False,
         monotone_lsn: bool = True,
@@ -45,13 +47,18 @@ class Reader:
         self.url = url
         self.table = table
         self.columns = columns
+        self.where = where
+        self.params = params
         self.name = f"{table}{list(columns) if columns is not None else ''}{' full' if replica == 'full' else ''}"
+        self.name += f" where {where} {list(params)}" if where is not None else ""
         self.protected = protected
         self.may_end = False
         self.losses: list[str] = []
         self.refusals: list[str] = []
         quoted = '"' + table.replace('"', '""') + '"'
-        self.view = ClientView(quoted, columns=columns, replica=replica, monotone_lsn=monotone_lsn)
+        self.view = ClientView(
+            quoted, columns=columns, where=where, params=params, replica=replica, monotone_lsn=monotone_lsn
+        )
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._current_since: float | None = None
@@ -118,7 +125,7 @@ class Reader:
 
         Call it at rest. Raises Violation.
         """
-        expected = await oracle.select(database_url, self.table, self.columns)
+        expected = await oracle.select(database_url, self.table, self.columns, self.where, self.params)
         different = oracle.difference(expected, self.view.rows)
         if different is not None:
             raise Violation(f"{self.name} (handle {self.view.handle}) is not what Postgres holds:\n{different}")
@@ -127,7 +134,14 @@ class Reader:
     async def audit(self) -> None:
         """Reads the whole shape again and compares every item with what was served before (INV-21, INV-24)."""
         again = Reader(
-            self.url, self.table, columns=self.columns, replica=self.view.replica, protected=True, monotone_lsn=False
+            self.url,
+            self.table,
+            columns=self.columns,
+            where=self.where,
+            params=self.params,
+            replica=self.view.replica,
+            protected=True,
+            monotone_lsn=False,
         )
         again._session = self._session
         again.view.handle = self.view.handle

@@ -19,6 +19,7 @@ from shapeworker.apply import Applier, StorageFull
 from shapeworker.catalog import Catalog, ShapeRow
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
+from shapeworker.filters import Filter
 from shapeworker.holdings import Holdings
 from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
@@ -136,8 +137,8 @@ async def _in_thread(call: Callable[[], None]) -> None:
 class _Creator(Creator):
     """Looks tables up in the model."""
 
-    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...]]:
-        return next(table for table in TABLES if table.name == request.table), ("id", "v")
+    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
+        return next(table for table in TABLES if table.name == request.table), ("id", "v"), None
 
 
 class Worker:

@@ -12,7 +12,8 @@ from gateway.query_string import parse_query
 from gateway.request import (
     NO_SSE,
     NO_SUBSET,
-    NO_WHERE,
+    NOT_NUMBERS,
+    NOT_SEQUENTIAL,
     DeleteQuery,
     Errors,
     InvalidRequest,
@@ -77,7 +78,13 @@ def log_query(query: str) -> LogQuery:
             {"queryable_columns": ["Invalid unquoted identifier contains special characters: a-b"]},
         ),
         ("table=recipes&offset=-1&columns=id,x,y&queryable_columns=id", {"columns": [NOT_FOUND + "x, y"]}),
-        ("table=recipes&offset=-1&where=id%20%3E%201", {"where": [NO_WHERE]}),
+        ("table=recipes&offset=-1&params={", {"params": ["is invalid"]}),
+        ("table=recipes&offset=-1&params={%221%22:5}", {"params": ["is invalid"]}),
+        ("table=recipes&offset=-1&where=x&params[a]=5", {"params": [NOT_NUMBERS]}),
+        ("table=recipes&offset=-1&where=x&params[-1]=5", {"params": [NOT_NUMBERS]}),
+        ("table=recipes&offset=-1&where=x&params[1]=5&params[3]=5", {"params": [NOT_SEQUENTIAL]}),
+        ("table=recipes&offset=-1&where=x&params[0]=5", {"params": [NOT_SEQUENTIAL]}),
+        ("table=recipes&offset=-1&where=x&params[1]=5&params[01]=5", {"params": [NOT_SEQUENTIAL]}),
         ("table=recipes&offset=-1&subset__limit=5", {"subset": [NO_SUBSET]}),
         ("table=recipes&offset=-1&subset__where_expr={}", {"subset": [NO_SUBSET]}),
         ("table=recipes&offset=-1&subset[where]=true", {"subset": [NO_SUBSET]}),
@@ -176,6 +183,18 @@ def test_live_is_on_unless_it_says_false(query: str, live: bool) -> None:
         ("table=RECIPES", RECIPES),
         ("table=recipes&foo=bar&cache-buster=1&expired_handle=x", RECIPES),
         ("table=recipes&where=&params[1]=5&columns=&replica=%20&log=", RECIPES),
+        ("table=recipes&where=%20&params[a]=5", RECIPES),
+        ("table=recipes&where=id%3E1", ShapeRequest(schema="public", table="recipes", where="id>1")),
+        (
+            "table=recipes&where=x&" + "&".join(f"params[{number}]=v{number}" for number in (10, *range(1, 10))),
+            ShapeRequest(
+                schema="public", table="recipes", where="x", params=tuple(f"v{number}" for number in range(1, 11))
+            ),
+        ),
+        (
+            "table=recipes&where=x&params=%7B%222%22:%22b%22,%221%22:%22%22%7D",
+            ShapeRequest(schema="public", table="recipes", where="x", params=("", "b")),
+        ),
         ("table=recipes&experimental_compaction=true&live_sse=false&experimental_live_sse=false", RECIPES),
         ("table=x&table=recipes", RECIPES),
         ("table=recipes&columns=title,id", ShapeRequest(schema="public", table="recipes", columns=("id", "title"))),

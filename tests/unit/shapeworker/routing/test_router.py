@@ -155,7 +155,7 @@ def by_evaluation(shapes: dict[int, Filter], cells: list[bytes | None]) -> tuple
 
 def check(random: Random, pool: list[Filter], rounds: int) -> Counter[str]:
     """Adds, removes and routes at random; at the end nothing may be left."""
-    router, shapes, number = Router(), dict[int, Filter](), 0
+    router, shapes, number = Router[int](), dict[int, Filter](), 0
     counts: Counter[str] = Counter()
     for _ in range(rounds):
         for _ in range(random.randrange(8)):
@@ -166,7 +166,7 @@ def check(random: Random, pool: list[Filter], rounds: int) -> Counter[str]:
             router.remove(shape)
             del shapes[shape]
         cells = stream_row(random)
-        failed: dict[object, EvaluationError] = {}
+        failed: dict[int, EvaluationError] = {}
         routed = router.route(cells, failed)
         members, failing = by_evaluation(shapes, cells)
         assert len(routed) == len(set(routed))
@@ -193,20 +193,20 @@ def test_routed_is_what_evaluation_finds() -> None:
 
 def test_null_is_no_value() -> None:
     """Neither JSON's null nor an empty text is what a column without a value has."""
-    router = Router()
+    router: Router[str] = Router()
     for text in ("js = 'null'", "t = ''", "js IS NULL", "n = 'NaN'", "js IN ('null', '1')"):
         router.add(text, compile_where(text, {}, COLUMNS))
     assert router.route([None] * len(COLUMNS), {}) == ["js IS NULL"]
 
 
 def test_one_failing_shape_hurts_nobody() -> None:
-    router = Router()
+    router: Router[str] = Router()
     router.add("fails", compile_where("1 / i4 = 1", {}, COLUMNS))
     router.add("fine", compile_where("t = 'a'", {}, COLUMNS))
     cells = stream_row(Random(1))
     for column in COLUMNS:
         if column.name in ("i4", "t"):
             cells[column.position] = {"i4": b"0", "t": b"a"}[column.name]
-    failed: dict[object, EvaluationError] = {}
+    failed: dict[str, EvaluationError] = {}
     assert router.route(cells, failed) == ["fine"]
     assert str(failed["fails"]) == "division by zero"
