@@ -193,3 +193,7 @@ def _filter(row: ShapeRow) -> Filter | InvalidWhere | None:
         return make_filter(row.request, row.table)
     except InvalidWhere as error:
         return error
+    except Exception as error:
+        # Not the worker's end: its successor would meet it again.
+        log.exception("a filter cannot be compiled", handle=row.handle)
+        return InvalidWhere(f"internal error: {type(error).__name__}")

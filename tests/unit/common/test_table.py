@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from common.table import (
     Column,
     Table,
+    TypeFacts,
     describe,
     describe_oid,
     difference,
@@ -125,6 +126,23 @@ def test_difference_does_not_look_at_what_the_shape_does_not_show() -> None:
     assert "gone" in (difference(before, table(ID, A), ("b", "id"), explicit=True) or "")
 
 
+def test_columns_that_a_filter_reads_may_only_keep_their_meaning() -> None:
+    mood = (TypeFacts("public", "mood", "e", ("sad", "ok")),)
+    before = table(ID, column("a", 2, types=mood), B)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"types": (TypeFacts("public", "mood", "e", ("sad", "ok", "new")),)}, "altered"),
+        ({"types": mood, "deterministic": False}, "collation"),
+        ({"types": mood, "type_mod": 7}, "altered"),
+        ({"types": mood, "generated": "s"}, "generated"),
+    ]
+    for change, word in cases:
+        now = table(ID, column("a", 2, **change), B)
+        assert word in (difference(before, now, ("b", "id"), True, ("a",)) or ""), change
+        assert difference(before, now, ("b", "id"), True) is None
+    assert "gone" in (difference(before, table(ID, B), ("b", "id"), True, ("a",)) or "")
+    assert difference(before, table(ID, column("a", 2, types=mood, not_null=True), B), ("id",), True, ("a",)) is None
+
+
 @pytest.mark.parametrize("change", [{"not_null": True}, {"type_mod": 12}, {"type_name": "varchar"}, {"dims": 1}])
 def test_what_the_schema_header_says_may_only_change_for_columns_not_shown(change: dict[str, Any]) -> None:
     now = table(ID, column("a", 2, **change), B)
@@ -186,6 +204,36 @@ async def test_describe_reads_columns_key_and_types(database: str) -> None:
     assert by_name["f"].generated == "s"
     assert found.column("e") == by_name["e"]
     assert found.column("nope") is None
+
+
+async def test_describe_tells_what_filters_need(database: str) -> None:
+    found = await described(
+        database,
+        """
+        CREATE TYPE mood AS ENUM ('sad', 'happy'); ALTER TYPE mood ADD VALUE 'it''s "ok"' BEFORE 'happy';
+        CREATE DOMAIN amount AS numeric(9, 2); CREATE DOMAIN moods AS mood[]; CREATE DOMAIN more AS amount;
+        CREATE COLLATION caseless FROM "C"; -- this server may be built without ICU, which alone has such ones
+        UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'caseless';
+        CREATE TABLE t (i int4, m mood, d more, a moods, da amount[], c text COLLATE caseless, p point, n name)
+        """,
+        "public",
+        "t",
+    )
+    assert found is not None
+    labels = ("sad", 'it\'s "ok"', "happy")
+    mood, number = TypeFacts("public", "mood", "e", labels), TypeFacts("pg_catalog", "numeric", "b")
+    amount = TypeFacts("public", "amount", "d")
+    assert {c.name: c.types for c in found.columns} == {
+        "i": (TypeFacts("pg_catalog", "int4", "b"),),
+        "m": (mood,),
+        "d": (TypeFacts("public", "more", "d"), amount, number),
+        "a": (TypeFacts("public", "moods", "d"), TypeFacts("public", "_mood", "a"), mood),
+        "da": (TypeFacts("public", "_amount", "a"), amount, number),
+        "c": (TypeFacts("pg_catalog", "text", "b"),),
+        "p": (TypeFacts("pg_catalog", "point", "b"),),  # its typelem makes it no array
+        "n": (TypeFacts("pg_catalog", "name", "b"),),
+    }
+    assert [c.name for c in found.columns if not c.deterministic] == ["c"]
 
 
 async def test_describe_finds_only_tables(database: str) -> None:

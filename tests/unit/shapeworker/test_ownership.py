@@ -12,14 +12,38 @@ from typing import Any, cast
 import pytest
 
 from common.messages import Assign
+from common.shape import ShapeRequest
+from common.table import Column, Table, TypeFacts
+from common.xid import Snapshot
 from shapeworker import ownership
+from shapeworker.filters import Filter, make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.ownership import Ownership
 from shapeworker.partition import open_partition
+from shapeworker.shape import Shape
+
+TABLE = Table(
+    5,
+    "public",
+    "t",
+    "r",
+    "p",
+    (Column("id", 1, 23, "int4", -1, 23, True, 0, "", 0, (TypeFacts("pg_catalog", "int4", "b"),)),),
+)
 
 
 class Nothing:
-    """Stands for parts that have no shapes to do anything about."""
+    """Stands for the parts that deal with shapes, and notes which end."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, str] = {}
+
+    def end(self, shape: Shape, reason: str) -> None:
+        """The shape is over."""
+        self.ended[shape.request.where or ""] = reason
+
+    def remove(self, shape: Shape) -> None:
+        """The shape is no longer ours."""
 
     async def settled(self) -> None:
         """No ending is under way."""
@@ -33,7 +57,8 @@ class Owner:
         self.held: list[int] = []
         self.blocked: list[tuple[tuple[int, ...], str]] = []
         self.disk = ThreadPoolExecutor(1)
-        nothing = cast(Any, Nothing())
+        self.endings = Nothing()
+        nothing = cast(Any, self.endings)
         self.ownership = Ownership(
             storage,
             self.holdings,
@@ -89,6 +114,36 @@ async def test_what_is_free_is_taken_at_once_and_the_rest_when_it_is(owner: Owne
     other.close()
     await owner.until_held(1)
     assert set(owner.holdings.partitions) == {0, 1, 2}
+
+
+async def test_filters_are_compiled_again_and_end_their_shapes_if_that_fails(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition, _ = open_partition(tmp_path, 1, 1)
+    for where in ("id > $1", "zz = 1", "breaks", None):
+        request = ShapeRequest(schema="public", table="t", where=where, params=("5",) if where else ())
+        handle = partition.catalog.create(request, TABLE, ("id",))
+        partition.catalog.activate(handle, Snapshot(1, 1, frozenset()), 7)
+        partition.shape_directory(handle).mkdir(parents=True)
+    partition.close()
+
+    def make(request: ShapeRequest, table: Table) -> Filter | None:
+        if request.where == "breaks":
+            raise RecursionError
+        return make_filter(request, table)
+
+    monkeypatch.setattr(ownership, "make_filter", make)
+    owner.assign(1, 1)
+    await owner.until_held(1)
+    filters = {shape.request.where: shape.filter for shape in owner.holdings}
+    first = filters["id > $1"]
+    assert first is not None
+    assert [bool(first.predicate([text])) for text in (b"5", b"6")] == [False, True]
+    assert filters[None] is None
+    assert owner.endings.ended == {
+        "zz = 1": "its where clause is not valid any more: At location 0: unknown reference zz",
+        "breaks": "its where clause is not valid any more: internal error: RecursionError",
+    }
 
 
 async def test_letting_go_frees_everything_for_others(owner: Owner, tmp_path: Path) -> None:

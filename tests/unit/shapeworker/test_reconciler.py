@@ -8,14 +8,15 @@ import msgspec
 
 from common.messages import Gap
 from common.shape import ShapeRequest
-from common.table import Column, Table
+from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot
+from shapeworker.filters import make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.reconciler import misfits
 from shapeworker.shape import Shape
 
 ID = Column("id", 1, 23, "int4", -1, 23, True, 0, "", 0)
-V = Column("v", 2, 25, "text", -1, 25, False, None, "", 0)
+V = Column("v", 2, 25, "text", -1, 25, False, None, "", 0, (TypeFacts("pg_catalog", "text", "b"),))
 TABLE = Table(7, "public", "t", "r", "p", (ID, V))
 
 
@@ -32,6 +33,10 @@ def test_shapes_that_do_not_fit_their_table_are_found_by_what_they_show() -> Non
     assert misfits([whole, part], {7: TABLE}) == []
     assert [found for found, _ in misfits([whole, part], {7: required})] == [whole]
     assert misfits([whole, part], {}) == [(whole, "the table is gone"), (part, "the table is gone")]
+    filtered = shape("1-3", ("id",))
+    filtered.filter = make_filter(ShapeRequest(schema="public", table="t", where="v = 'a'"), TABLE)
+    longer = msgspec.structs.replace(TABLE, columns=(ID, msgspec.structs.replace(V, type_mod=9)))
+    assert [found for found, _ in misfits([part, filtered], {7: longer})] == [filtered]
     renamed = msgspec.structs.replace(TABLE, name="u")
     assert misfits([part], {7: renamed}) == [(part, "the table was renamed")]
 
