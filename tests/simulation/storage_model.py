@@ -12,11 +12,12 @@ import google_crc32c
 from common import messages as m
 from common.lsn import SNAPSHOT_END, Offset
 from common.pgoutput import Relation, RelationColumn, parse_insert
-from common.table import Column, Table
+from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot
 from shapeworker.projection import Projection, transaction_headers
 from tests.unit import pgoutput_messages as build
 
+_TEXT = (TypeFacts("pg_catalog", "text", "b"),)
 TABLES = tuple(
     Table(
         oid,
@@ -24,7 +25,10 @@ TABLES = tuple(
         f"t{oid}",
         "r",
         "p",
-        (Column("id", 1, 25, "text", -1, 25, True, 0, "", 0), Column("v", 2, 25, "text", -1, 25, False, None, "", 0)),
+        (
+            Column("id", 1, 25, "text", -1, 25, True, 0, "", 0, _TEXT),
+            Column("v", 2, 25, "text", -1, 25, False, None, "", 0, _TEXT),
+        ),
     )
     for oid in (5, 6)
 )

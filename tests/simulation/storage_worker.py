@@ -19,7 +19,7 @@ from shapeworker.apply import Applier, StorageFull
 from shapeworker.catalog import Catalog, ShapeRow
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
-from shapeworker.filters import Filter
+from shapeworker.filters import Filter, make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
@@ -138,7 +138,8 @@ class _Creator(Creator):
     """Looks tables up in the model."""
 
     async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
-        return next(table for table in TABLES if table.name == request.table), ("id", "v"), None
+        table = next(table for table in TABLES if table.name == request.table)
+        return table, ("id", "v"), make_filter(request, table)
 
 
 class Worker:
