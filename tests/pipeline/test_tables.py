@@ -154,7 +154,7 @@ async def test_what_cannot_be_a_shape_is_refused_by_name(
         "table=t": ("columns", "The following columns are generated and cannot be included in the shape: w"),
         "table=t&columns=v": ("columns", "must include all primary key columns, missing: id"),
         "table=t&columns=id,x": ("columns", "The following columns are not found on the table: x"),
-        "table=t&columns=id&where=v%3D1": ("where", ""),
+        "table=t&columns=id&where=v%3D%27x%27": ("where", "invalid syntax for type int4"),
     }
     async with aiohttp.ClientSession() as session:
         for query, (field, text) in cases.items():
