@@ -173,12 +173,10 @@ parse_table = msgspec.json.Decoder(Table).decode
 
 async def describe(connection: psycopg.AsyncConnection[Any], schema: str, name: str) -> Table | None:
     """The ordinary or partitioned table of this exact name; ``None`` if there is none. One round trip."""
-    return await _describe(connection, TABLE_QUERY, (schema, name))
-
-
-async def describe_oid(connection: psycopg.AsyncConnection[Any], oid: int) -> Table | None:
-    """The ordinary or partitioned table with this oid; ``None`` if there is none. One round trip."""
-    return await _describe(connection, TABLE_BY_OID_QUERY, (str(oid),))
+    async with psycopg.AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(TABLE_QUERY.encode(), (schema, name))
+        row = await cursor.fetchone()
+    return None if row is None else parse_table(row[0])
 
 
 async def describe_oids(connection: psycopg.AsyncConnection[Any], oids: Iterable[int]) -> dict[int, Table]:
@@ -187,13 +185,6 @@ async def describe_oids(connection: psycopg.AsyncConnection[Any], oids: Iterable
         await cursor.execute(_TABLES_BY_OID_QUERY.encode(), ("{" + ",".join(map(str, oids)) + "}",))
         tables = [parse_table(row[0]) for row in await cursor.fetchall()]
     return {table.oid: table for table in tables}
-
-
-async def _describe(connection: psycopg.AsyncConnection[Any], query: str, parameters: tuple[str, ...]) -> Table | None:
-    async with psycopg.AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(query.encode(), parameters)
-        row = await cursor.fetchone()
-    return None if row is None else parse_table(row[0])
 
 
 def key_columns(table: Table) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from common.table import (
     Table,
     TypeFacts,
     describe,
-    describe_oid,
+    describe_oids,
     difference,
     key_columns,
     schema_header,
@@ -171,7 +171,7 @@ async def described(url: str, statements: str, schema: str, name: str) -> Table 
         await connection.execute(statements.encode())
         found = await describe(connection, schema, name)
         if found is not None:
-            assert await describe_oid(connection, found.oid) == found
+            assert await describe_oids(connection, [found.oid]) == {found.oid: found}
         return found
 
 
