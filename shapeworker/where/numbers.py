@@ -17,7 +17,11 @@ from typing import Any, Final
 from shapeworker.where.errors import EvaluationError
 
 
-class _FloatNaN(float):
+class AboveAll:
+    """For NaN as Postgres has it: it equals itself and is above all other numbers. Stands before the number's type."""
+
+    __slots__ = ()
+
     def __eq__(self, other: object) -> bool:
         return other is self
 
@@ -38,6 +42,10 @@ class _FloatNaN(float):
 
     def __hash__(self) -> int:
         return 1
+
+
+class _FloatNaN(AboveAll, float):
+    pass
 
 
 NAN: Final = _FloatNaN("nan")

@@ -18,6 +18,7 @@ from shapeworker.where.numbers import (
     NAN,
     SPACE,
     SPECIAL,
+    AboveAll,
     exponent_of,
     integer_input,
     nearest_float4,
@@ -26,27 +27,8 @@ from shapeworker.where.numbers import (
 )
 
 
-class _NumericNaN(Decimal):
-    def __eq__(self, other: object) -> bool:
-        return other is self
-
-    def __ne__(self, other: object) -> bool:
-        return other is not self
-
-    def __lt__(self, other: object) -> bool:
-        return False
-
-    def __le__(self, other: object) -> bool:
-        return other is self
-
-    def __gt__(self, other: object) -> bool:
-        return other is not self
-
-    def __ge__(self, other: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 1
+class _NumericNaN(AboveAll, Decimal):
+    pass
 
 
 NUMERIC_NAN: Final = _NumericNaN("NaN")
