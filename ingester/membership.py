@@ -83,13 +83,14 @@ class Look(msgspec.Struct, frozen=True):
 
     ``ancestors`` are the partitioned tables above, nearest first. ``memberships`` holds rows of pg_publication_rel for
     the table or an ancestor, of pg_publication_namespace, or of pg_publication: none means that the table is not
-    published. ``key`` names the columns of the primary key, in its order.
+    published. Each comes with its links: the transactions by which the table is attached, over those between, to the
+    one that the row is for. ``key`` names the columns of the primary key, in its order.
     """
 
     publication: Flags | None
     relations: tuple[Relation, ...]
     ancestors: tuple[int, ...]
-    memberships: tuple[int, ...]
+    memberships: dict[int, tuple[int, ...]]
     key: tuple[str, ...] = ()
 
 
@@ -101,10 +102,10 @@ WITH RECURSIVE tree(oid, level, attached) AS (
     SELECT i.inhrelid, t.level + 1, i.xmin::text::bigint
     FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relispartition AND NOT i.inhdetachpending
-), above(oid, level) AS (
-    SELECT asked.oid::oid, 0
+), above(oid, level, links) AS (
+    SELECT asked.oid::oid, 0, '{{}}'::bigint[]
     UNION ALL
-    SELECT i.inhparent, a.level + 1
+    SELECT i.inhparent, a.level + 1, a.links || i.xmin::text::bigint
     FROM above a JOIN pg_inherits i ON i.inhrelid = a.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relispartition AND NOT i.inhdetachpending
 ), publication AS (SELECT *, xmin AS version FROM pg_publication WHERE pubname = %(publication)s
@@ -131,10 +132,10 @@ WITH RECURSIVE tree(oid, level, attached) AS (
         LEFT JOIN entries e ON e.prrelid = c.oid),
     'ancestors', (SELECT coalesce(json_agg(oid::bigint ORDER BY level), '[]') FROM above WHERE level > 0),
     'memberships', (
-        SELECT coalesce(json_agg(m.oid::bigint ORDER BY m.rank, m.level), '[]') FROM (
-            SELECT e.oid, 0 AS rank, a.level FROM entries e JOIN above a ON a.oid = e.prrelid
+        SELECT coalesce(json_object_agg(m.oid, m.links ORDER BY m.rank, cardinality(m.links)), '{{}}') FROM (
+            SELECT e.oid, 0 AS rank, a.links FROM entries e JOIN above a ON a.oid = e.prrelid
             {schemas}
-            UNION ALL SELECT p.oid, 2, 0 FROM publication p WHERE p.puballtables) AS m),
+            UNION ALL SELECT p.oid, 2, '{{}}' FROM publication p WHERE p.puballtables) AS m),
     'key', (
         SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
         FROM pg_index i CROSS JOIN LATERAL generate_series(0, i.indnkeyatts - 1) AS k(place)
@@ -146,8 +147,10 @@ FROM unnest(%(oids)s::bigint[]) AS asked(oid)
 # table's row for its system column is written once, so it tells which transaction made the table.
 
 _SCHEMAS: Final = """
-            UNION ALL SELECT s.oid, 1, a.level FROM pg_publication_namespace s JOIN publication p ON p.oid = s.pnpubid
-            JOIN pg_class c ON c.relnamespace = s.pnnspid JOIN above a ON a.oid = c.oid
+            UNION ALL (
+                SELECT DISTINCT ON (s.oid) s.oid, 1, a.links
+                FROM pg_publication_namespace s JOIN publication p ON p.oid = s.pnpubid
+                JOIN pg_class c ON c.relnamespace = s.pnnspid JOIN above a ON a.oid = c.oid ORDER BY s.oid, a.level)
 """
 """``FOR TABLES IN SCHEMA`` exists since 15."""
 
@@ -162,7 +165,7 @@ async def look_all(connection: Connection, publication: str, oids: Iterable[int]
     schemas = _SCHEMAS if connection.info.server_version >= 150000 else ""
     parameters = {"oids": list(oids), "publication": publication}
     cursor = await connection.execute(_LOOK.format(schemas=schemas).encode(), parameters)
-    return {row[0]: msgspec.convert(row[1], Look) for row in await cursor.fetchall()}
+    return {row[0]: msgspec.convert(row[1], Look, str_keys=True) for row in await cursor.fetchall()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ def examine(found: Look, publication: str, *, schema: str, name: str, manual: bo
                 remedy=_script([drop_table(publication, relation), add_table(publication, relation)]),
             )
     if not stored:
-        return Member(found.memberships)
+        return Member(tuple(found.memberships))
     if not verify_only:
         return Steps(False, full)
     return NotPublished(

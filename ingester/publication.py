@@ -40,7 +40,7 @@ from ingester.membership import (
     set_identity,
     settled,
 )
-from ingester.standing import Standing, compare, renewed, tree_of
+from ingester.standing import Standing, compare, made, renewed
 
 log = structlog.get_logger()
 
@@ -260,8 +260,7 @@ class Publication:
             since = await _insert_position(connection)
         reason = "" if former is None else compare(former, reached.found).reason
         reason = reason or "its table was published anew"
-        found = reached.found
-        await self._save({oid: Standing(reached.membership, since, reason, found.key, tree_of(found))})
+        await self._save({oid: made(reached.found, reached.membership, since, reason)})
         self._on_gap(Gap(oid, since, reason))
 
     async def _reach_membership(self, oid: int, schema: str, name: str) -> _Reached | NotPublished:
@@ -279,7 +278,7 @@ class Publication:
                     if isinstance(verdict, Steps):
                         outcome = await self._establish(found, verdict)
                         if isinstance(outcome, Look):
-                            return _Reached(outcome, self._settled(oid, outcome) or outcome.memberships[0])
+                            return _Reached(outcome, self._settled(oid, outcome) or next(iter(outcome.memberships)))
                         if outcome is not None:
                             return outcome
                 if isinstance(verdict, NotPublished):
@@ -345,7 +344,7 @@ class Publication:
                 running = (await current_snapshot(connection)).xip
             open_then = running if open_then is None else open_then & running
             if not open_then:
-                return _Reached(found, found.memberships[0])
+                return _Reached(found, next(iter(found.memberships)))
             if clock() + pause > deadline:
                 return NotPublished(
                     "Snapshot timed out while waiting for transactions that were open when the table was published"

@@ -25,7 +25,8 @@ class Standing(msgspec.Struct, frozen=True):
 
     ``membership`` is the catalog row by which it is published and for which the barrier of engine.md 4.8 is behind us.
     Shapes with a snapshot from before ``since`` (LSN) may have missed changes, for this ``reason``. ``tree`` maps the
-    tables below it to the transactions that attached them, ``key`` is its primary key.
+    tables below it to the transactions that attached them, ``key`` is its primary key. ``links`` are those of the
+    membership (``ingester.membership.Look``): while one was undone, changes of the table were not published.
     """
 
     membership: int
@@ -33,6 +34,7 @@ class Standing(msgspec.Struct, frozen=True):
     reason: str = ""
     key: tuple[str, ...] = ()
     tree: dict[int, int] = {}
+    links: tuple[int, ...] = ()
 
 
 class Change(NamedTuple):
@@ -62,6 +64,8 @@ def compare(standing: Standing, found: Look) -> Change:
     if standing.membership not in found.memberships:
         again = " for a while" if found.memberships else ""
         return Change(f"its table was taken out of the publication{again}")
+    if standing.links != found.memberships[standing.membership]:
+        return Change("its table was detached for a while from the one by which it is published")
     for relation in found.relations:
         if relation.restricted:
             return Change(f"{relation.text} was given a row filter or a column list in the publication")
@@ -82,7 +86,13 @@ def renewed(standing: Standing, found: Look, reason: str, since: int) -> Standin
     if not reason:
         return msgspec.structs.replace(standing, tree=tree_of(found))
     membership = standing.membership if standing.membership in found.memberships else NOT_PUBLISHED
-    return Standing(membership, since, reason, found.key, tree_of(found))
+    return made(found, membership, since, reason)
+
+
+def made(found: Look, membership: int, since: int, reason: str) -> Standing:
+    """The standing of a table that was found so; shapes from before ``since`` (LSN) must end for this ``reason``."""
+    links = found.memberships.get(membership, ())
+    return Standing(membership, since, reason, found.key, tree_of(found), links)
 
 
 def unused(standings: Mapping[int, Standing], wanted: AbstractSet[int]) -> dict[int, Standing]:

@@ -147,8 +147,12 @@ CASES: Final = (
     tree("detached", "ALTER TABLE {t} DETACH PARTITION {t}_high", ends=(WHOLE,), lives=(LOW,),
          either=(HIGH,)),  # whether it is published by itself depends on which shape came first
     tree("detached_slowly", "ALTER TABLE {t} DETACH PARTITION {t}_high CONCURRENTLY", ends=(WHOLE,), lives=(LOW,)),
+    tree("detached_at_once", "BEGIN; ALTER TABLE {t} DETACH PARTITION {t}_high; UPDATE {t}_high SET keep = 'alone'; "
+         "ALTER TABLE {t} ATTACH PARTITION {t}_high FOR VALUES FROM (100) TO (200); COMMIT",
+         ends=(WHOLE,), lives=(LOW,), either=(HIGH,)),  # the leaf lives if it was published before the root
     tree("detached_and_back", "ALTER TABLE {t} DETACH PARTITION {t}_high; DELETE FROM {t}_high WHERE id = 102; "
-         "ALTER TABLE {t} ATTACH PARTITION {t}_high FOR VALUES FROM (100) TO (200)", ends=(WHOLE,), lives=(LOW,)),
+         "ALTER TABLE {t} ATTACH PARTITION {t}_high FOR VALUES FROM (100) TO (200)", ends=(WHOLE,), lives=(LOW,),
+         either=(HIGH,)),
     tree("leaf_dropped", "DROP TABLE {t}_high", ends=(WHOLE, HIGH), lives=(LOW,)),
     tree("root_renamed", "ALTER TABLE {t} RENAME TO {t}_other", ends=(WHOLE,), lives=(LOW,)),
     tree("leaf_renamed", "ALTER TABLE {t}_low RENAME TO {t}_lower", ends=(LOW,), lives=(WHOLE, HIGH)),
@@ -166,7 +170,8 @@ CASES: Final = (
 
 QUICK: Final = (
     "added", "not_null", "other_key", "replaced", "renamed", "truncated", "identity", "unpublished", "republished",
-    "new_default", "leaf_added", "full_leaf_attached", "full_leaf_at_once", "detached", "leaf_dropped", "root_renamed",
+    "new_default", "leaf_added", "full_leaf_attached", "full_leaf_at_once", "detached", "detached_at_once",
+    "leaf_dropped", "root_renamed",
 )  # fmt: skip
 """What every run of the tests sees; the others take a minute."""
 

@@ -652,6 +652,40 @@ async def test_a_look_tells_gaps_once_and_after_what_it_saw(bench: Bench) -> Non
     assert bench.gaps == [gap]
 
 
+@pytest.mark.parametrize("by", ["root", "mid", "schema", "leaf"])
+async def test_a_leaf_that_was_detached_for_a_moment_has_a_gap_unless_it_was_published_all_the_while(
+    by: str, bench: Bench
+) -> None:
+    """What it was told while detached is in no stream, and neither look at the catalog saw it detached."""
+    await bench.run(*PARTITIONED)
+    publication = sql.Identifier(NAME).as_string(None)
+    named = {"root": "TABLE public.root", "mid": "TABLE public.mid", "leaf": 'TABLE public."mid a"'}
+    await bench.run(f"ALTER PUBLICATION {publication} ADD {named.get(by, 'TABLES IN SCHEMA public')}")
+    made = bench.publication()
+    for name in ("root", "mid a") if by == "root" else ("mid a",):
+        assert await bench.ensure(made, name) == Published()
+    assert await bench.ensure(made, "low") == Published()
+    await made.check()
+    for parent, child, end in (("mid", '"mid a"', 15), ("root", "mid", 20)):
+        bench.gaps.clear()
+        await bench.run(
+            f"BEGIN; ALTER TABLE public.{parent} DETACH PARTITION public.{child}; "
+            f"ALTER TABLE public.{parent} ATTACH PARTITION public.{child} FOR VALUES FROM (10) TO ({end}); COMMIT"
+        )
+        before = await position(bench)
+        await made.check()
+        gaps = {gap.table: gap for gap in bench.gaps}
+        leaf = gaps.pop(await bench.oid("mid a"), None)
+        assert (leaf is not None) is (by == "root" or (by == "mid" and parent == "mid"))
+        if leaf is not None:
+            assert "detached for a while" in leaf.reason
+            assert leaf.since >= before
+        assert await bench.oid("low") not in gaps
+        bench.gaps.clear()
+        await made.check()
+        assert bench.gaps == []
+
+
 async def test_a_table_that_was_taken_out_is_added_again_after_its_gap_is_known(bench: Bench) -> None:
     await bench.run(PLAIN)
     made = bench.publication()

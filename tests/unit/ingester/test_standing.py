@@ -9,7 +9,7 @@ import pytest
 
 from ingester.membership import Flags, Look, Relation
 from ingester.reconciler import fault
-from ingester.standing import NOT_PUBLISHED, Change, Standing, compare, renewed, unused
+from ingester.standing import NOT_PUBLISHED, Change, Standing, compare, made, renewed, unused
 
 FLAGS = Flags(oid=1, owned=True, operations=True, via_root=False, all_tables=False, generated="s", version=50)
 
@@ -27,8 +27,13 @@ BRANCH = relation(13, 1, kind="p", created=200, attached=200)
 STANDING = Standing(membership=5, since=1000, key=("id",), tree={11: 100})
 
 
-def found(*relations: Relation, memberships: tuple[int, ...] = (5,), key: tuple[str, ...] = ("id",)) -> Look:
-    return Look(FLAGS, relations, (), memberships, key)
+def found(
+    *relations: Relation,
+    memberships: tuple[int, ...] = (5,),
+    key: tuple[str, ...] = ("id",),
+    links: tuple[int, ...] = (),
+) -> Look:
+    return Look(FLAGS, relations, (), dict.fromkeys(memberships, links), key)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,19 @@ def test_a_tree_that_grows_by_new_tables_is_looked_into_and_remembered(look: Loo
     after = renewed(STANDING, look, "", 2000)
     assert (after.since, after.membership) == (1000, 5)
     assert compare(after, look) == Change("")
+
+
+def test_a_leaf_that_was_detached_for_a_while_from_the_table_it_is_published_by_may_have_missed_changes() -> None:
+    before = made(found(LEAF, links=(100,)), 5, 1000, "")
+    assert compare(before, found(LEAF, links=(100,))) == Change("")
+    again = found(LEAF, links=(300,))
+    reason = compare(before, again).reason
+    assert "detached for a while" in reason
+    after = renewed(before, again, reason, 2000)
+    assert (after.since, after.membership) == (2000, 5)
+    assert compare(after, again) == Change("")
+    # A link below the one that was undone is another one too: which of them was undone does not matter.
+    assert compare(made(found(LEAF, links=(100, 100)), 5, 0, ""), found(LEAF, links=(100, 300))).reason
 
 
 def test_a_table_is_unused_only_if_no_table_in_use_is_published_by_it() -> None:
