@@ -322,7 +322,9 @@ class Publication:
                         await connection.execute(add_table(self._name, found.relations[0]))
                     for relation in now.full:
                         await connection.execute(set_identity(relation))
-                    return await look(connection, self._name, oid)
+                    # The locks are on the table: somebody may have taken it out of the publication meanwhile.
+                    reached = await look(connection, self._name, oid)
+                    return reached if reached.memberships else None
             except errors.InsufficientPrivilege:
                 # What Postgres says is about the lock, if that is where it began; all that is done needs the owner.
                 owned = found.relations[0] if steps.add else steps.full[0]

@@ -17,7 +17,8 @@ from common.messages import Gap
 from common.pgoutput import parse_insert
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from deploy.embedded_postgres import EmbeddedPostgres
-from ingester.membership import Family, NotPublished
+from ingester.membership import Family, Look, NotPublished
+from ingester.membership import look as membership_look
 from ingester.publication import (
     Publication,
     Published,
@@ -374,6 +375,31 @@ async def test_a_transaction_that_reads_then_writes_is_never_the_victim_of_a_dea
         await user.execute("COMMIT")
     assert await task == Published()
     await user.close()
+
+
+async def test_a_root_that_leaves_the_publication_while_its_leaf_is_prepared_is_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.run(*PARTITIONED)
+    made = bench.publication()
+    assert await bench.ensure(made, "root") == Published()
+    await bench.run("ALTER TABLE public.low REPLICA IDENTITY DEFAULT")
+    taken_out = False
+
+    async def look(connection: Connection, name: str, oid: int) -> Look:
+        nonlocal taken_out
+        found = await membership_look(connection, name, oid)
+        if found.relations and found.relations[0].identity == "f" and not taken_out:
+            taken_out = True
+            await bench.run(f"ALTER PUBLICATION {sql.Identifier(NAME).as_string(None)} DROP TABLE public.root")
+            found = await membership_look(connection, name, oid)
+            assert not found.memberships
+        return found
+
+    monkeypatch.setattr(publication_module, "look", look)
+    assert await bench.ensure(made, "low") == Published()
+    assert taken_out
+    assert await bench.members() == ["low"]
 
 
 async def test_patience_with_a_lock_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
