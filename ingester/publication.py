@@ -319,6 +319,8 @@ class Publication:
                     if isinstance(now, Member):
                         return locked
                     if now.add:
+                        # Whoever has missed something must end before he gets anything again.
+                        await self._check({*locked.ancestors, *(relation.oid for relation in locked.relations)})
                         await connection.execute(add_table(self._name, found.relations[0]))
                     for relation in now.full:
                         await connection.execute(set_identity(relation))

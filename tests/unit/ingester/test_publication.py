@@ -17,7 +17,8 @@ from common.messages import Gap
 from common.pgoutput import parse_insert
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from deploy.embedded_postgres import EmbeddedPostgres
-from ingester.membership import Family, Look, NotPublished
+from ingester.membership import Family, Look, NotPublished, Relation
+from ingester.membership import add_table as membership_add_table
 from ingester.membership import look as membership_look
 from ingester.publication import (
     Publication,
@@ -730,6 +731,27 @@ async def test_a_table_that_was_taken_out_is_added_again_after_its_gap_is_known(
         standing = bench.standings[-1][bench.gaps[-1].table]
         assert standing.since == bench.gaps[-1].since
         assert standing.membership == await bench.one("SELECT oid::int8 FROM pg_publication_rel")
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [("low", "low"), ("low", "root"), ("root", "low")])
+async def test_shapes_that_missed_something_end_before_their_table_is_published_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, shape: str, wanted: str
+) -> None:
+    await bench.run(*PARTITIONED)
+    made = bench.publication()
+    for name in dict.fromkeys(("root", shape)):
+        assert await bench.ensure(made, name) == Published()
+    await bench.run(f"ALTER PUBLICATION {sql.Identifier(NAME).as_string(None)} DROP TABLE public.root")
+    bench.gaps.clear()
+    missed: list[list[Gap]] = []
+
+    def add_table(publication: str, relation: Relation) -> sql.Composed:
+        missed.append(list(bench.gaps))
+        return membership_add_table(publication, relation)
+
+    monkeypatch.setattr(publication_module, "add_table", add_table)
+    assert await bench.ensure(made, wanted) == Published()
+    assert await bench.oid(shape) in [gap.table for gap in missed[0]]
 
 
 async def test_a_released_table_leaves_the_publication(bench: Bench) -> None:
