@@ -25,6 +25,10 @@ CHANGES: Final = frozenset((INSERT, UPDATE, DELETE))
 _NULL, _TEXT, _UNCHANGED = ord("n"), ord("t"), ord("u")
 _FULL, _KEY, _NEW = ord("O"), ord("K"), ord("N")
 
+_SHORT: Final = b"t\0\0\0"
+_SAME: Final = b"u\0"
+"""Stands for a TOASTed value that an update did not touch; the NUL byte tells it from every text."""
+
 _u16 = struct.Struct(">H").unpack_from
 _u32 = struct.Struct(">I").unpack_from
 _begin = struct.Struct(">QqI").unpack_from
@@ -92,7 +96,9 @@ def parse_insert(message: bytes) -> Row:
     """The new row of an Insert message."""
     if message[5] != _NEW:
         raise ProtocolError(f"insert: unexpected tuple kind {message[5]:#x}")
-    row, _ = _row(message, 6, None)
+    row = _values(message, 1)
+    if _SAME in row:
+        raise IncompleteRow("an unchanged TOAST value came without an old row to take it from")
     return row
 
 
@@ -100,10 +106,11 @@ def parse_update(message: bytes) -> tuple[Row, Row]:
     """The full ``(old, new)`` rows of an Update message. Raises IncompleteRow when the old row is not there in full."""
     if message[5] != _FULL:
         raise IncompleteRow("an update came without the full old row")
-    old, at = _row(message, 6, None)
-    if message[at] != _NEW:
-        raise ProtocolError(f"update: unexpected tuple kind {message[at]:#x}")
-    new, _ = _row(message, at + 1, old)
+    rows = _values(message, 2)
+    count = len(rows) // 2
+    old, new = rows[:count], rows[count:]
+    if _SAME in new:
+        new = [before if value is _SAME else value for before, value in zip(old, new, strict=True)]
     return old, new
 
 
@@ -113,8 +120,7 @@ def parse_delete(message: bytes) -> Row:
         raise IncompleteRow("a delete came without the full old row")
     if message[5] != _FULL:
         raise ProtocolError(f"delete: unexpected tuple kind {message[5]:#x}")
-    row, _ = _row(message, 6, None)
-    return row
+    return _values(message, 1)
 
 
 def parse_truncate(message: bytes) -> tuple[int, ...]:
@@ -123,28 +129,48 @@ def parse_truncate(message: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f">{count}I", message, 6)
 
 
-def _row(message: bytes, at: int, old: Row | None) -> tuple[Row, int]:
-    (count,) = _u16(message, at)
-    at += 2
-    row: Row = []
-    append = row.append
-    for number in range(count):
-        kind = message[at]
-        if kind == _TEXT:
-            end = at + 5 + _u32(message, at + 1)[0]
-            append(message[at + 5 : end])
-            at = end
-        elif kind == _NULL:
-            append(None)
+def _values(message: bytes, tuples: int) -> Row:
+    """The values of the one or two tuples of a change, in one list.
+
+    No text of Postgres holds a NUL byte, so those of a message are in its lengths and counts: what looks like the head
+    of a text shorter than 256 bytes is one, and splitting finds all such texts at once.
+    """
+    (count,) = _u16(message, 6)
+    first, *shorts = message[8:].split(_SHORT)
+    wanted = count * tuples
+    if len(shorts) == wanted and tuples == 1:
+        return [short[1:] for short in shorts]
+    values: Row = []
+    _append_others(values, first, 0, count)
+    for short in shorts:
+        end = short[0] + 1
+        values.append(short[1:end])
+        if end != len(short):
+            _append_others(values, short, end, count)
+    if len(values) != wanted:
+        raise ProtocolError(f"{len(values)} values in {tuples} tuples of {count} columns")
+    return values
+
+
+def _append_others(values: Row, data: bytes, at: int, count: int) -> None:
+    """What stands between two short texts: long ones, NULLs, unchanged ones (:data:`_SAME`), the next tuple's head."""
+    end = len(data)
+    while at < end:
+        kind = data[at]
+        if kind == _NULL:
+            values.append(None)
             at += 1
+        elif kind == _TEXT:
+            start = at + 5
+            at = start + _u32(data, at + 1)[0]
+            values.append(data[start:at])
         elif kind == _UNCHANGED:
-            if old is None:
-                raise IncompleteRow("an unchanged TOAST value came without an old row to take it from")
-            append(old[number])
+            values.append(_SAME)
             at += 1
+        elif kind == _NEW and len(values) == count:
+            at += 3
         else:
             raise ProtocolError(f"unexpected column kind {kind:#x}")
-    return row, at
 
 
 def _text(message: bytes, at: int) -> tuple[str, int]:

@@ -21,6 +21,12 @@ from common.table import Table, key_columns
 
 _WORDS: Final = {b"t": b"true", b"f": b"false"}
 
+_SPECIAL: Final = bytes(range(0x20)) + b'"\\'
+"""What JSON escapes within a string."""
+_NULL: Final = b"\0"
+"""Stands for NULL while a value is put together: no text of Postgres holds it."""
+_QUOTED_NULL: Final = b'"\0"'
+
 _dumps = orjson.dumps
 _decode = bytes.decode
 
@@ -61,8 +67,10 @@ class Projection:
         "_pairs",
         "_pick",
         "_places",
+        "_quotes",
         "_removed_pairs",
         "_simple_key",
+        "_template",
         "_update",
     )
 
@@ -98,10 +106,16 @@ class Projection:
         self._key_set = frozenset(self._key_places)
         self._booleans = frozenset(place[name] for name in names if columns[name].is_boolean)
         # Plain text needs no escaping, and a primary key no NULL.
-        self._simple_key = has_primary_key and len(keys) == 1 and columns[keys[0]].plain_text
+        simple = has_primary_key and len(keys) == 1 and columns[keys[0]].plain_text
+        self._simple_key = self._key_places[0] if simple else None
         key_only = has_primary_key and not self._full
         self._removed_pairs = tuple(pair for pair in self._pairs if not key_only or pair[1] in self._key_set)
 
+        members = (_dumps(name).replace(b"%", b"%%") + b':"%b"' for name in names)
+        self._template = b"{" + b",".join(members) + b"}"
+        # How many characters that JSON escapes are there if no value has one: most rows need no escaping at all.
+        empty = self._template % ((b"",) * len(names))
+        self._quotes = len(empty) - len(empty.translate(None, _SPECIAL))
         # Everything is escaped here once; a key is spliced in as the inside of a JSON string.
         self._key_prefix = _dumps(table_key(table.schema, table.name))[1:-1]
         relation_names = _dumps([table.schema, table.name])
@@ -148,13 +162,13 @@ class Projection:
         )
 
     def _key(self, row: Row) -> bytes:
+        if self._simple_key is not None:
+            return b'%b/\\"%b\\"' % (self._key_prefix, row[self._simple_key])
         sections = [self._key_prefix]
         for place in self._key_places:
             value = row[place]
             if value is None:
                 sections.append(b"/_")
-            elif self._simple_key:
-                sections.append(b'/\\"%b\\"' % value)
             else:
                 text = _WORDS[value] if place in self._booleans else value.replace(b"/", b"//")
                 sections.append(b'/\\"%b\\"' % _dumps(_decode(text))[1:-1])
@@ -163,7 +177,17 @@ class Projection:
     def _value(self, row: Row) -> bytes:
         if self._booleans:
             row = self._with_words(row)
-        return _dumps(dict(zip(self._names, self._pick(row), strict=True)), default=_decode)
+        values = self._pick(row)
+        nulls = None in values
+        if nulls:
+            values = tuple([_NULL if value is None else value for value in values])
+        text = self._template % values
+        special = self._quotes + (values.count(_NULL) if nulls else 0)
+        if len(text) - len(text.translate(None, _SPECIAL)) != special:
+            return _dumps(dict(zip(self._names, self._pick(row), strict=True)), default=_decode)
+        if not text.isascii():
+            _decode(text)
+        return text.replace(_QUOTED_NULL, b"null") if nulls else text
 
     def _removed(self, row: Row) -> bytes:
         if self._booleans:

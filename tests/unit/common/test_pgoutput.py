@@ -12,7 +12,14 @@ from common import pgoutput
 from common.pgoutput import IncompleteRow, ProtocolError, RelationColumn, Row
 from tests.unit import pgoutput_messages as build
 
-VALUES = st.none() | st.binary(max_size=20)
+TEXTS = st.one_of(
+    st.binary(max_size=20),
+    # What could be taken for the head of a value, or is longer than one byte can say.
+    st.text("tnuN\x01\x0a", max_size=8).map(str.encode),
+    st.integers(0, 70_000).map(lambda length: b"t" * length),
+    st.sampled_from([116, 255, 256, 29_696, 0x7400, 0x10074]).map(lambda length: b"n" * length),
+).map(lambda text: text.replace(b"\0", b"t"))
+VALUES = st.none() | TEXTS
 ROWS = st.lists(VALUES, max_size=12)
 
 
@@ -52,6 +59,13 @@ def test_update_takes_unchanged_toast_from_the_old_row(columns: list[tuple[bytes
     assert pgoutput.parse_update(build.update(5, old, new)) == (old, expected)
 
 
+@pytest.mark.parametrize("count", [1, 110, 116, 117, 255, 256, 1600])
+def test_tables_of_any_width(count: int) -> None:
+    row: Row = [b"t"] * (count - 1) + [None]
+    assert pgoutput.parse_insert(build.insert(0x74000000, row)) == row
+    assert pgoutput.parse_update(build.update(0x74000000, row, row[::-1])) == (row, row[::-1])
+
+
 @given(st.lists(st.integers(0, 2**32 - 1)))
 def test_truncate_of_any_number_of_tables(oids: list[int]) -> None:
     assert pgoutput.parse_truncate(build.truncate(oids)) == tuple(oids)
@@ -73,3 +87,17 @@ def test_changes_without_their_full_old_row_are_told_apart() -> None:
 def test_unknown_kinds_are_refused(parse: object) -> None:
     with pytest.raises(ProtocolError):
         parse(b"I" + struct.pack(">I", 5) + b"?" + build.row([]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        build.insert(5, [b"1", b"2"])[:-6],
+        build.insert(5, [b"1"]) + build.row([b"1"]),
+        build.insert(5, [b"1"])[:-6] + b"b" + struct.pack(">I", 1) + b"1",
+        build.insert(5, [b"1"])[:6] + build.row([b"1"]) + b"N" + build.row([b"1"]),
+    ],
+)
+def test_messages_of_another_shape_are_refused(message: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        pgoutput.parse_insert(message)
