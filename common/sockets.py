@@ -34,9 +34,15 @@ class Channel:
     messages bounds them by credits or asks again.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], None] | None) -> None:
-        """``on_message`` is ``None`` for sockets that only send (PUB)."""
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        on_message: Callable[[list[bytes]], None] | None,
+        limit: int = DRAIN_LIMIT,
+    ) -> None:
+        """``on_message`` is ``None`` for sockets that only send (PUB). After ``limit`` messages others get a turn."""
         self.socket = socket
+        self._limit = limit
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
@@ -75,7 +81,7 @@ class Channel:
         self._drain()
 
     def _drain(self) -> None:
-        for _ in range(DRAIN_LIMIT):
+        for _ in range(self._limit):
             if self._closed or self._on_message is None:
                 return
             try:

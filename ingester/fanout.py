@@ -30,6 +30,9 @@ from common.messages import (
 )
 from common.xid import widen
 
+PART_BYTES = 32 * 1024
+"""Of an open transaction, sent ahead of the rest: workers decode it while the rest is on its way."""
+
 CREDIT_BYTES = 16 * 1024 * 1024
 """Bytes of frames that may be in flight to one worker."""
 
@@ -43,13 +46,15 @@ RING = 100_000
 class Lane:
     """What goes to one worker in the present epoch."""
 
-    __slots__ = ("beaten", "begun", "credit", "dealt", "parts", "passed", "seq", "size", "tables", "worker")
+    __slots__ = ("beaten", "begun", "credit", "dealt", "due", "parts", "passed", "seq", "size", "tables", "worker")
 
     def __init__(self, worker: str, tables: set[int], credit: int) -> None:
         self.worker = worker
         self.tables = tables
         self.parts: list[bytes] = []
         self.size = 0
+        self.due = True
+        """Whether the worker waits for them: the position of the epoch, or a commit."""
         self.seq = 0
         self.beaten = 0
         self.passed = 0
@@ -227,9 +232,13 @@ class Fanout:
         # Type, Origin and logical messages carry nothing that a shape could need.
 
     def flush(self) -> None:
-        """Send what has gathered: the replication socket has no more to give for now."""
+        """Send what has gathered: the replication socket has no more to give for now.
+
+        Postgres sends message by message, so a reader that is fast enough finds it empty after each. What belongs to
+        an open transaction is of no use to anybody yet, and waits for more unless it is much.
+        """
         for lane in self._lanes.values():
-            if lane.parts:
+            if lane.due or lane.size >= PART_BYTES:
                 self._cut(lane)
 
     # ---- how
@@ -239,6 +248,7 @@ class Fanout:
         closing = commit_record(self._lsn, self._xid, self._index)
         for lane in self._lanes.values():
             lane.begun = False
+            lane.due = True
             self._put(lane, closing)
         self.dispatched = self._lsn
         self.ring.append((self._xid, self._lsn))
@@ -279,6 +289,7 @@ class Fanout:
         frame = b"".join((frame_head(self.epoch, lane.seq), *lane.parts))
         lane.parts = []
         lane.size = 0
+        lane.due = False
         lane.seq += 1
         lane.passed += len(frame)
         if lane.starved:

@@ -1,11 +1,12 @@
 """Transactions into shapes: decode, route, append, publish (architecture.md 5). The worker's hot path.
 
 A change is decoded once, its JSON built once per projection, and the same bytes go to every shape of that projection.
+Shapes without a filter get the changes of many records at once: a record costs nothing for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -16,11 +17,14 @@ from common.messages import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_beg
 from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage
-from shapeworker.audience import Audience, Reading
+from shapeworker.audience import Audience, Reading, View
 from shapeworker.projection import Projection, transaction_headers
 from shapeworker.shape import Life, Shape
 
 log = structlog.get_logger()
+
+RECORDS: Final = frozenset((BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE))
+"""The kinds of records that are for the applier."""
 
 SPILL_BYTES = 256 * 1024
 """Of one shape and transaction, kept in memory before they go to its log's file, where nobody sees them yet."""
@@ -99,8 +103,22 @@ class _Change:
         return known
 
 
+class _Batch:
+    """Lines for all shapes of a view, of the passing transaction."""
+
+    __slots__ = ("lines", "ops", "size")
+
+    def __init__(self) -> None:
+        self.ops: list[int] = []
+        self.lines: list[bytes] = []
+        self.size = 0
+
+
 class Applier:
-    """Applies records in stream order to the shapes it has been given."""
+    """Applies records in stream order to the shapes it has been given.
+
+    After the records of a frame comes :meth:`deliver`: in between, shapes may lack what they will get.
+    """
 
     def __init__(self, events: Events, open_log: Callable[[Shape], None]) -> None:
         """``open_log`` opens and recovers the log of a shape that is touched for the first time since a while."""
@@ -110,6 +128,7 @@ class Applier:
         self._relations: dict[int, tuple[Relation, tuple[int, ...]]] = {}
         self._readings: dict[int, list[Reading]] = {}
         self._serial = 0
+        self._batches: dict[View, _Batch] = {}
         self._touched: list[Shape] = []
         self._holding: set[Shape] = set()
         self._spill_bytes = SPILL_BYTES
@@ -157,6 +176,7 @@ class Applier:
         for shape in self._touched:
             shape.abort()
         self._touched = []
+        self._batches = {}
         self._relations.clear()
         self._readings.clear()
 
@@ -165,6 +185,7 @@ class Applier:
         if kind == CHANGE:
             self._change(index, payload)
         elif kind == COMMIT:
+            self.deliver()
             self._commit(*parse_commit(payload))
         elif kind == BEGIN:
             self._lsn, self._xid, _ = parse_begin(payload)
@@ -177,9 +198,17 @@ class Applier:
             self._relations[relation.oid] = (relation, ancestors)
             self._readings.pop(relation.oid, None)
         elif kind == TRUNCATE:
+            self.deliver()
             for oid in pgoutput.parse_truncate(payload):
                 for reading in self._targets(oid):
                     self._obstruct_all(reading.audience, "its table was truncated")
+
+    def deliver(self) -> None:
+        """Give the shapes what the records so far hold for them. Raises :class:`StorageFull`."""
+        batches, self._batches = self._batches, {}
+        for view, batch in batches.items():
+            for shape in self._entering(view.shapes):
+                self._gather(shape, batch.ops, batch.lines, batch.size)
 
     def _change(self, index: int, payload: bytes) -> None:
         change = _Change(index, payload)
@@ -188,10 +217,23 @@ class Applier:
             for view, reason in reading.changed:
                 self._obstruct_all(view.shapes, reason)
             for view, projection in reading.whole:
-                if shapes := self._entering(view.shapes):
-                    self._pass_on(change, change.kind, projection, shapes)
+                lines = self._lines(change, change.kind, projection, view.shapes)
+                if lines:
+                    self._put(view, change.op, lines)
             if reading.audience.router:
                 self._route(change, reading)
+
+    def _put(self, view: View, op: int, lines: tuple[bytes, ...]) -> None:
+        batch = self._batches.get(view)
+        if batch is None:
+            batch = self._batches[view] = _Batch()
+        for line in lines:
+            batch.ops.append(op)
+            batch.lines.append(line)
+            batch.size += len(line)
+            op += 1
+        if batch.size >= self._spill_bytes:
+            self.deliver()
 
     def _route(self, change: _Change, reading: Reading) -> None:
         """To the shapes whose filters concern the change: an update can be an insert or a delete to them."""
@@ -212,26 +254,28 @@ class Applier:
                 if projection is not None:
                     concerned.setdefault((kind, projection), []).append(shape)
         for (kind, projection), shapes in concerned.items():
-            self._pass_on(change, kind, projection, shapes)
+            lines = self._lines(change, kind, projection, shapes)
+            ops = range(change.op, change.op + len(lines))
+            size = sum(map(len, lines))
+            for shape in shapes if lines else ():
+                self._gather(shape, ops, lines, size)
 
-    def _pass_on(self, change: _Change, kind: int, projection: Projection, shapes: list[Shape]) -> None:
+    def _lines(self, change: _Change, kind: int, projection: Projection, shapes: Iterable[Shape]) -> tuple[bytes, ...]:
+        """What the change is for these shapes; nothing if they cannot show it and have been told so."""
         try:
-            lines = change.as_lines(projection, kind, self._headers)
+            return change.as_lines(projection, kind, self._headers)
         except IncompleteRow as error:
-            for shape in shapes:
-                self._obstruct(shape, f"{error}: REPLICA IDENTITY of the table is not FULL")
-            return
+            reason = f"{error}: REPLICA IDENTITY of the table is not FULL"
         except Exception as error:
-            log.exception("a change could not be turned into JSON", table=shapes[0].table.name)
-            for shape in shapes:
-                self._end(shape, f"internal error: {type(error).__name__}")
-            return
-        if not lines:
-            return
-        for shape in shapes:
-            # What another one had to write can have ended it meanwhile.
-            if shape.gather(change.op, lines) >= self._spill_bytes and shape.life is not Life.ENDED:
-                self._write(shape, spill=True)
+            log.exception("a change could not be turned into JSON", relation=pgoutput.relation_oid(change.payload))
+            reason = f"internal error: {type(error).__name__}"
+        self._obstruct_all(shapes, reason)
+        return ()
+
+    def _gather(self, shape: Shape, ops: Sequence[int], lines: Sequence[bytes], size: int) -> None:
+        # What another one had to write can have ended it meanwhile.
+        if shape.gather(ops, lines, size) >= self._spill_bytes and shape.life is not Life.ENDED:
+            self._write(shape, spill=True)
 
     def _commit(self, lsn: int, xid: int) -> None:
         touched, self._touched = self._touched, []

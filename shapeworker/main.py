@@ -49,7 +49,7 @@ from common.shape import partition_of_handle
 from common.shortage import describe
 from common.sockets import Channel, bound, connected
 from shapeworker.announcer import Announcer
-from shapeworker.apply import Applier, StorageFull
+from shapeworker.apply import RECORDS, Applier, StorageFull
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
 from shapeworker.holdings import Holdings
@@ -77,6 +77,9 @@ FULL_DISK_PAUSE = 2.0
 HINTS = 100_000
 """Messages that may wait for a gateway that does not read; beyond them hints are dropped."""
 
+STREAM_TURN = 4
+"""Frames handled before requests and snapshots get their turn; one takes some milliseconds."""
+
 
 class Worker:
     """One worker's sockets, and the calls between its parts."""
@@ -99,6 +102,8 @@ class Worker:
         self._lost = False
         # Of which epoch how many bytes of frames are dealt with.
         self._dealt = (0, 0)
+        # The position that gateways were told last.
+        self._published = 0
         self._tables: set[int] = set()
         # One thread, because a catalog is not for two; blocking calls on partitions all go through it, in order.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
@@ -156,6 +161,7 @@ class Worker:
                 {zmq.ROUTING_ID: f"{worker_id}:{self._boot}".encode()},
             ),
             self._on_stream,
+            STREAM_TURN,
         )
         self._status = Channel(
             connected(self._context, zmq.SUB, settings.status_endpoint, {zmq.SUBSCRIBE: STATUS_TOPIC}),
@@ -298,17 +304,21 @@ class Worker:
                 self._creator.subscribe_anew()
             try:
                 for kind, index, payload in records(frame):
+                    if kind in RECORDS:
+                        self._applier.record(kind, index, payload)
+                        continue
+                    self._applier.deliver()
                     if kind == ANSWER:
                         self._on_answer(decode_answer(payload))
                     elif kind == POSITION:
                         self._on_position(*parse_position(payload))
                     elif kind == GAP:
                         self._on_gap(decode_gap(payload))
-                    else:
-                        self._applier.record(kind, index, payload)
+                self._applier.deliver()
             except StorageFull as error:
                 self._on_full(error)
-            self._publish_applied()
+            if self._syncer.applied != self._published:
+                self._publish_applied()
         elif verdict is Verdict.LOST:
             log.warning("frames were lost; asking for them again", epoch=self._intake.epoch)
             self._lost = True
@@ -334,6 +344,7 @@ class Worker:
         self._generation = self._holdings.generation
         self._fed.clear()
         self._fed.update(fed)
+        self._published = 0
         for shape in self._holdings:
             if shape.partition in fed:
                 self._applier.add(shape)
@@ -438,7 +449,8 @@ class Worker:
         unmarked = self._endings.unmarked
         partitions = [partition for partition in self._fed if self._fed_here(partition) and not unmarked[partition]]
         if partitions and not self._full:
-            self._announcer.applied(self._generation, self._syncer.applied, partitions)
+            self._published = self._syncer.applied
+            self._announcer.applied(self._generation, self._published, partitions)
 
     # ---- gateways
 

@@ -163,7 +163,9 @@ class Projection:
 
     def _key(self, row: Row) -> bytes:
         if self._simple_key is not None:
-            return b'%b/\\"%b\\"' % (self._key_prefix, row[self._simple_key])
+            simple = row[self._simple_key]
+            assert simple is not None
+            return b'%b/\\"%b\\"' % (self._key_prefix, simple)
         sections = [self._key_prefix]
         for place in self._key_places:
             value = row[place]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -140,13 +141,11 @@ class Shape:
             return False
         return lsn >= self.filter_until or not self.snapshot.shows(xid)
 
-    def gather(self, op: int, lines: tuple[bytes, ...]) -> int:
-        """Take the lines of a change, the first at ``op``. Returns the bytes gathered and not spilt yet."""
-        for line in lines:
-            self._ops.append(op)
-            self._lines.append(line)
-            self._size += len(line)
-            op += 1
+    def gather(self, ops: Sequence[int], lines: Sequence[bytes], size: int) -> int:
+        """Take the lines at these places, ``size`` bytes together. Returns the bytes gathered and not spilt yet."""
+        self._ops.extend(ops)
+        self._lines.extend(lines)
+        self._size += size
         return self._size
 
     def obstruct(self, reason: str) -> bool:

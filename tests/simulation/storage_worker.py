@@ -273,6 +273,7 @@ class Worker:
         transaction = self._world.history[self._next]
         try:
             self.applier.record(*transaction.records[self._record])
+            self.applier.deliver()
         except StorageFull:
             self.full = True
             self._streaming = False

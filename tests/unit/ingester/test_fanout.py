@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from common import messages as m
 from common.messages import FRAME_BYTES, Subscribed, decode_answer
 from common.pgoutput import Relation, RelationColumn
-from ingester.fanout import CREDIT_BYTES, CREDIT_TOTAL_BYTES, Fanout
+from ingester.fanout import CREDIT_BYTES, CREDIT_TOTAL_BYTES, PART_BYTES, Fanout
 from tests.unit import pgoutput_messages as build
 
 TABLES = (10, 20, 30)
@@ -75,6 +75,26 @@ def test_workers_get_their_changes_with_the_indexes_of_the_whole_transaction(
             expected.append((m.COMMIT, len(changes)))
         assert [(kind, index) for kind, index, _ in receiver.records(worker, 1)] == expected
     assert [lsn for _, lsn in fanout.ring] == [2000 + 10 * number for number in range(len(transactions))]
+
+
+def test_an_open_transaction_waits_for_more_a_commit_before_it_does_not() -> None:
+    receiver = Receiver()
+    fanout = started(receiver, {"a": {10}})
+
+    def sent() -> int:
+        fanout.flush()
+        return len(receiver.records("a", 1))
+
+    before = sent()
+    fanout.message(build.begin(2000, 800))
+    fanout.message(build.insert(10, [b"x"]))
+    assert sent() == before
+    fanout.message(build.commit(2000))
+    fanout.message(build.begin(2010, 801))
+    fanout.message(build.insert(10, [b"x"]))
+    assert sent() == before + 5, "with the next transaction's first change"
+    fanout.message(build.insert(10, [b"x" * PART_BYTES]))
+    assert sent() == before + 6
 
 
 def test_a_commit_carries_lsn_and_widened_xid() -> None:

@@ -111,6 +111,7 @@ def feed(applier: Applier, *parts: list[tuple[int, int, bytes]]) -> None:
     for part in parts:
         for record in part:
             applier.record(*record)
+        applier.deliver()
 
 
 # --------------------------------------------------------------------------------------------------------------------

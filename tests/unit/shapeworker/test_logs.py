@@ -53,7 +53,7 @@ def test_what_is_in_use_is_not_closed(tmp_path: Path, logs: OpenLogs) -> None:
     passing = complete(tmp_path)
     logs.open(passing)
     passing.enter(1, 1000, 7)
-    passing.gather(0, (b'{"headers":{}}',))
+    passing.gather([0], [b'{"headers":{}}'], 14)
     passing.spill(1000)
     skipping = complete(tmp_path)
     logs.open(skipping)
@@ -75,7 +75,7 @@ def test_a_transaction_may_touch_more_shapes_than_logs_can_be_open(tmp_path: Pat
     for shape in shapes:
         logs.open(shape)
         shape.enter(1, 1000, 7)
-        shape.gather(0, (b'{"headers":{}}',))
+        shape.gather([0], [b'{"headers":{}}'], 14)
         most = max(most, opened(shapes[: shapes.index(shape) + 1]))
     for shape in shapes:
         logs.open(shape)
