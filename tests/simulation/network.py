@@ -280,7 +280,8 @@ class SimSocket:
 class SimChannel:
     """``common.sockets.Channel`` over such a socket."""
 
-    def __init__(self, socket: Any, on_message: Callable[[Parts], None] | None) -> None:
+    def __init__(self, socket: Any, on_message: Callable[[Parts], None] | None, limit: int = 0) -> None:
+        """``limit`` does not count: each message comes by itself."""
         self.socket: SimSocket = socket
         self.socket.on_message = on_message
 
