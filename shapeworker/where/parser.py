@@ -1,8 +1,6 @@
 """From the client's text to :mod:`syntax`, by the grammar of Postgres itself.
 
-The only module that knows the parser library. It reads libpg_query's JSON form, because the library's protobuf form
-ends at some 45 nested operators. Everything that the grammar knows and the filter language does not is refused here,
-by the name of its node.
+Everything that the grammar knows and the filter language does not is refused here, by the name of its node.
 
 libpg_query recurses, and checks its stack less well than a server does: 65 536 bytes of operators took 6 MB of it. So
 long texts are parsed on a thread of their own, whose stack is large.
@@ -17,8 +15,8 @@ from functools import cache
 from typing import Any, Final, Literal
 
 import orjson
-from postgast.native import lib
 
+from common import pg_query
 from shapeworker.where import syntax
 from shapeworker.where.errors import InvalidWhere
 
@@ -91,17 +89,11 @@ def _where(text: str) -> Json:
 
 
 def _document(encoded: bytes) -> bytes:
-    result = lib.pg_query_parse(_PREFIX.encode() + encoded)
     try:
-        if result.error:
-            error = result.error.contents
-            message = error.message.decode(errors="replace")
-            # A syntax error counts from the start of the wrapped text, as the reference does.
-            raise InvalidWhere.located(error.cursorpos - 1, message)
-        tree: bytes = result.parse_tree
-        return tree
-    finally:
-        lib.pg_query_free_parse_result(result)
+        return pg_query.parse(_PREFIX.encode() + encoded)
+    except pg_query.GrammarError as error:
+        # It counts from the start of the wrapped text, as the reference does.
+        raise InvalidWhere.located(error.position, str(error)) from None
 
 
 @cache
