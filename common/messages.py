@@ -337,6 +337,16 @@ class Find(msgspec.Struct, tag="find", frozen=True):
     request: ShapeRequest
 
 
+class Explain(msgspec.Struct, tag="explain", frozen=True):
+    """«What would become of this request?»: Explanation, or the Refusal that Ensure would get before anything is made.
+
+    Any worker answers, whatever it owns. No shape is made, and the table is not published.
+    """
+
+    id: int
+    request: ShapeRequest
+
+
 class Place(msgspec.Struct, tag="place", frozen=True, kw_only=True):
     """A live shape: ``directory`` is relative to the storage directory, ``schema`` the electric-schema header,
     ``generation`` that of the data in it."""
@@ -362,6 +372,13 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):
     known: bool = False
 
 
+class Explanation(msgspec.Struct, tag="explanation", frozen=True):
+    """The JSON body of ``/v1/explain`` (docs/where.md)."""
+
+    id: int
+    body: bytes
+
+
 class Missing(msgspec.Struct, tag="missing", frozen=True):
     """No such shape here."""
 
@@ -380,8 +397,8 @@ class Done(msgspec.Struct, tag="done", frozen=True):
     id: int
 
 
-Request = Ensure | Resolve | Delete | Find | Examine
-Reply = Place | Refusal | Missing | NotOwner | Done
+Request = Ensure | Resolve | Delete | Find | Examine | Explain
+Reply = Place | Refusal | Missing | NotOwner | Done | Explanation
 
 # --------------------------------------------------------------------------------------------------------------------
 # events: worker → gateways (hints; may be lost)

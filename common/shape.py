@@ -19,7 +19,7 @@ class ShapeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A shape as asked for, normalised without the database: identifiers unquoted and folded, columns sorted.
 
     ``columns`` is ``None`` when the client named none: that is another shape than naming all (http-api.md 10.1).
-    ``where`` and ``params`` are texts as sent; ``params`` is empty when there is no ``where``.
+    ``where`` and ``params`` are in their :mod:`common.normal_form`; ``params`` is empty when there is no ``where``.
     """
 
     schema: str

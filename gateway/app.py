@@ -11,24 +11,30 @@ from typing import Final, Literal
 import structlog
 from aiohttp import web
 
+from common.messages import Refusal
 from gateway import response
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery
 from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
 from gateway.query_string import Value, parse_query, parse_target
-from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_log_query
+from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_explain_query, parse_log_query
 from gateway.response import Answer
 from gateway.service import Service
-from gateway.shapes import Shapes
+from gateway.shapes import Shapes, Unavailable
 
 log = structlog.get_logger(__name__)
 
-Route = Literal["root", "shape", "health"]
+Route = Literal["root", "shape", "health", "explain"]
 
 CACHED_TEXTS: Final = 512
 """Parsed targets kept; none is longer than a request line."""
 
-_ROUTES: Final[Mapping[tuple[str, ...], Route]] = {(): "root", ("v1", "shape"): "shape", ("v1", "health"): "health"}
+_ROUTES: Final[Mapping[tuple[str, ...], Route]] = {
+    (): "root",
+    ("v1", "shape"): "shape",
+    ("v1", "health"): "health",
+    ("v1", "explain"): "explain",
+}
 _SHAPE_METHODS: Final = frozenset(SHAPE_METHODS.split(", "))
 _ALLOWED_HEADERS: Final = frozenset({"if-none-match", "traceparent"})
 
@@ -127,6 +133,12 @@ class App:
         elif route == "health" and method in ("GET", "HEAD"):
             status, body = self._service.health(asyncio.get_running_loop().time())
             await exchange.answer(Answer(status, _HEALTH_FIELDS, body))
+        elif route == "explain" and method in ("GET", "HEAD"):
+            try:
+                query = _parse_query(target.query)
+            except UnicodeDecodeError:
+                return False
+            await exchange.answer(await self._explain(query))
         elif route == "root" and method in ("GET", "HEAD"):
             await exchange.answer(Answer(200, {}, streamed=exchange.head_only))
         else:
@@ -148,6 +160,20 @@ class App:
                 await exchange.answer(response.invalid(invalid.errors))
             else:
                 await self._delivery.run(exchange, log_query)
+
+    async def _explain(self, query: Mapping[str, Value]) -> Answer:
+        if not is_authorized(query, self._secret):
+            return response.UNAUTHORIZED
+        try:
+            request = parse_explain_query(query)
+        except InvalidRequest as invalid:
+            return response.invalid(invalid.errors)
+        said = await self._shapes.explain(request)
+        if isinstance(said, Unavailable):
+            return response.failure(503, said.message, retry_after=said.retry_after)
+        if isinstance(said, Refusal):
+            return response.refused(said)
+        return Answer(200, {**response.NO_STORE, **response.JSON}, said.body)
 
     async def _delete(self, query: Mapping[str, Value]) -> Answer:
         unavailable = await self._shapes.await_active()

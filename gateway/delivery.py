@@ -117,7 +117,7 @@ class Delivery:
 
     async def run(self, exchange: Exchange, query: LogQuery) -> None:
         """Answer one request. Raises ``ConnectionError`` when the client is gone."""
-        found = await self._shapes.obtain(query.shape)
+        found = await self._shapes.obtain(query.shape, query.sent)
         if isinstance(found, Refusal):
             return await exchange.answer(response.refused(found))
         if isinstance(found, Unavailable):

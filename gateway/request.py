@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset, parse_offset
+from common.normal_form import normal_form
 from common.shape import LogMode, Replica, ShapeRequest
 from gateway.identifier import IdentifierError, parse_columns, parse_relation
 from gateway.query_string import Value
@@ -46,9 +47,13 @@ class InvalidRequest(Exception):
 
 
 class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A valid GET: ``offset`` is ``None`` for ``now``; ``cursor`` is 0 when the client sent none that counts."""
+    """A valid GET: ``offset`` is ``None`` for ``now``; ``cursor`` is 0 when the client sent none that counts.
+
+    ``shape`` is what identifies the shape; ``sent`` is the same with the clause as the client wrote it, for errors.
+    """
 
     shape: ShapeRequest
+    sent: ShapeRequest
     offset: Offset | None
     handle: str | None
     live: bool
@@ -91,10 +96,20 @@ def parse_log_query(query: Mapping[str, Value]) -> LogQuery:
         raise InvalidRequest({"live_sse": ["can't be true unless live is also true"]})
     if live_sse:
         raise InvalidRequest({"live_sse": [NO_SSE]})
-    shape = definition.shape()
+    sent = definition.shape()
     if any(name == "subset" or name.startswith("subset__") for name in query):
         raise InvalidRequest({"subset": [NO_SUBSET]})
-    return LogQuery(shape=shape, offset=offset, handle=handle, live=live, cursor=_cursor(query.get("cursor")))
+    return LogQuery(
+        shape=_normal(sent), sent=sent, offset=offset, handle=handle, live=live, cursor=_cursor(query.get("cursor"))
+    )
+
+
+def parse_explain_query(query: Mapping[str, Value]) -> ShapeRequest:
+    """Check what defines a shape, whose clause stays as sent. Raises :class:`InvalidRequest` as for a GET."""
+    cast = _Cast(query)
+    definition = _Definition.cast(cast)
+    cast.check()
+    return definition.shape()
 
 
 def parse_delete_query(query: Mapping[str, Value]) -> DeleteQuery:
@@ -110,7 +125,7 @@ def parse_delete_query(query: Mapping[str, Value]) -> DeleteQuery:
         if handle is None:
             raise InvalidRequest({"handle": ["can't be blank when shape definition is missing"]})
         return DeleteQuery(shape=None, handle=handle)
-    return DeleteQuery(shape=definition.shape(), handle=handle)
+    return DeleteQuery(shape=_normal(definition.shape()), handle=handle)
 
 
 class _Cast:
@@ -233,6 +248,14 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
             replica=self.replica,
             log=self.log,
         )
+
+
+def _normal(sent: ShapeRequest) -> ShapeRequest:
+    """The request as all spellings of its clause have it."""
+    if sent.where is None:
+        return sent
+    where, params = normal_form(sent.where, sent.params)
+    return msgspec.structs.replace(sent, where=where, params=params)
 
 
 def _in_order(params: dict[str, str]) -> tuple[str, ...]:

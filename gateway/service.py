@@ -5,6 +5,7 @@ Pure: whoever receives the messages passes the time in, in seconds of a monotoni
 
 from __future__ import annotations
 
+import random
 from typing import Final
 
 import orjson
@@ -62,6 +63,11 @@ class Service:
             return None
         worker = self.status.owners.get(partition) or self._last_owners.get(partition)
         return worker if worker in self.status.workers else None
+
+    def workers(self) -> tuple[str, ...]:
+        """The workers that are there, in another order each time."""
+        known = [] if self.status is None else list(self.status.workers)
+        return tuple(random.sample(known, len(known)))
 
     def health(self, now: float) -> tuple[int, bytes]:
         """Status code and body of ``/v1/health``. Never active while a change cannot reach its clients (INV-37); active

@@ -21,7 +21,19 @@ import msgspec
 import structlog
 
 from common.lsn import Offset
-from common.messages import Ensure, Examine, Find, Missing, NotOwner, Place, Refusal, Reply, Request
+from common.messages import (
+    Ensure,
+    Examine,
+    Explain,
+    Explanation,
+    Find,
+    Missing,
+    NotOwner,
+    Place,
+    Refusal,
+    Reply,
+    Request,
+)
 from common.shape import ShapeRequest, partition_of
 from common.shapelog.layout import NEW, DamagedLog, Header, SnapshotState
 from common.shapelog.reader import ShapeReader
@@ -34,6 +46,9 @@ log = structlog.get_logger(__name__)
 
 READY_TIMEOUT: Final = 5.0
 """Seconds to wait for an active service that has an owner for the partition (http-api.md 5, step 6)."""
+
+EXPLAIN_TIMEOUT: Final = 20.0
+"""Seconds a worker may take to look at a table and a clause; the longest clause takes one, a busy database more."""
 
 CREATE_TIMEOUT: Final = 45.0
 """Seconds a shape may take until its snapshot has started."""
@@ -191,8 +206,39 @@ class Shapes:
             if not future.done():
                 future.set_result(None)
 
-    async def obtain(self, request: ShapeRequest) -> Found:
-        """The living shape for a request, found or created. Requests at the same time share one question."""
+    async def obtain(self, request: ShapeRequest, sent: ShapeRequest) -> Found:
+        """The living shape for a request, found or created. Requests at the same time share one question.
+
+        ``sent`` is the request with its clause as the client wrote it. Errors name places in that text, so it is that
+        which has to be refused.
+        """
+        found = await self._obtain(request)
+        if isinstance(found, Refusal) and found.status == 400 and sent != request:
+            explained = await self.explain(sent)
+            if isinstance(explained, Refusal) and explained.status == 400:
+                return explained
+        return found
+
+    async def explain(self, request: ShapeRequest) -> Explanation | Refusal | Unavailable:
+        """What any worker says about a request, without making its shape."""
+        loop = asyncio.get_running_loop()
+        ready_by = loop.time() + READY_TIMEOUT
+        while True:
+            for worker in self._service.workers():
+                try:
+                    async with asyncio.timeout(EXPLAIN_TIMEOUT):
+                        reply = await self._workers.ask(worker, lambda id: Explain(id, request))
+                except WorkerLost:
+                    continue
+                except TimeoutError:
+                    return Unavailable(f"Worker {worker} did not explain the clause within {EXPLAIN_TIMEOUT:.0f} s", 5)
+                assert isinstance(reply, Explanation | Refusal)
+                return reply
+            if loop.time() >= ready_by:
+                return Unavailable(self._service.unready(loop.time()), 5)
+            await self._wait(RETRY_DELAY)
+
+    async def _obtain(self, request: ShapeRequest) -> Found:
         shape = self.known(request)
         if shape is not None:
             return shape

@@ -45,13 +45,14 @@ from common.messages import (
 )
 from common.obstacles import TOLD, Obstacle
 from common.postgres import Pool
-from common.shape import partition_of_handle
+from common.shape import ShapeRequest, partition_of_handle
 from common.shortage import describe
 from common.sockets import Channel, bound, connected
 from shapeworker.announcer import Announcer
 from shapeworker.apply import RECORDS, Applier, StorageFull
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
+from shapeworker.explanation import explanation
 from shapeworker.holdings import Holdings
 from shapeworker.lease import Lease
 from shapeworker.logs import OpenLogs
@@ -184,6 +185,7 @@ class Worker:
             self._creator.create,
             self._logs.readable,
             self._endings.end_visibly,
+            self._explain,
             self._replies.send,
         )
 
@@ -248,6 +250,10 @@ class Worker:
         ends = {handle: (now - since, why) for handle, (since, why) in self._endings.recording.items()}
         disk = of_disk(full, at, ends)
         return [*disk, *self._creator.obstacles(now), *of_loop(late)][:TOLD]
+
+    async def _explain(self, request: ShapeRequest) -> bytes:
+        table, _, filter_ = await self._creator.describe(request)
+        return await asyncio.to_thread(explanation, table, filter_)
 
     async def _sweep(self) -> None:
         while True:

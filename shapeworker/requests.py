@@ -1,4 +1,4 @@
-"""Answers to gateways: find, create, delete shapes (architecture.md 4.1, 4.2)."""
+"""Answers to gateways: find, create, delete, explain shapes (architecture.md 4.1, 4.2)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from common.messages import (
     Done,
     Ensure,
     Examine,
+    Explain,
+    Explanation,
     Find,
     Missing,
     NotOwner,
@@ -58,17 +60,19 @@ class Requests:
         create: Callable[[ShapeRequest], Awaitable[Shape]],
         readable: Callable[[Shape], None],
         end: Callable[[Shape, str], Awaitable[None]],
+        explain: Callable[[ShapeRequest], Awaitable[bytes]],
         reply: Callable[[list[bytes]], object],
     ) -> None:
         """``fed`` tells whether the stream feeds a partition, without which no shape can be made; ``create`` returns a
         shape whose snapshot has started, or raises :class:`CannotCreate`; ``readable`` makes sure that gateways may
-        read the shape's files; ``end`` returns when all readers can see that the shape has ended; ``reply`` sends
-        ``[peer, body]``."""
+        read the shape's files; ``end`` returns when all readers can see that the shape has ended; ``explain`` gives the
+        explanation of a clause, or raises as ``create``; ``reply`` sends ``[peer, body]``."""
         self._holdings = holdings
         self._fed = fed
         self._create = create
         self._readable = readable
         self._end = end
+        self._explain = explain
         self._reply = reply
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,6 +108,8 @@ class Requests:
 
     async def _answer(self, request: Request) -> Reply:
         holdings = self._holdings
+        if isinstance(request, Explain):
+            return Explanation(request.id, await self._explain(request.request))
         if isinstance(request, (Ensure, Find)):
             if not holdings.total or not holdings.may_create(partition_of(request.request.hash(), holdings.total)):
                 return NotOwner(request.id)

@@ -252,7 +252,8 @@ def _reader(type_: Type, key: Callable[[Any], Any] | None) -> Callable[[bytes], 
     found = _readers.get((type_, key))
     if found is None:
         read = type_.read
-        found = _readers[type_, key] = read if key is None else lambda text: key(read(text))
+        # Explanations are made in threads: whoever is first, all have the same.
+        found = _readers.setdefault((type_, key), read if key is None else lambda text: key(read(text)))
     return found
 
 

@@ -137,7 +137,7 @@ async def _in_thread(call: Callable[[], None]) -> None:
 class _Creator(Creator):
     """Looks tables up in the model."""
 
-    async def _describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
+    async def describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
         table = next(table for table in TABLES if table.name == request.table)
         return table, ("id", "v"), make_filter(request, table)
 

@@ -46,7 +46,9 @@ def test_rare_messages_round_trip() -> None:
     assert m.decode_from_worker(m.encode(hello)) == hello
     assert m.decode_from_worker(m.encode(m.Durable(1, 2**64 - 1))) == m.Durable(1, 2**64 - 1)
     assert m.decode_request(m.encode(m.Ensure(3, request))) == m.Ensure(3, request)
+    assert m.decode_request(m.encode(m.Explain(3, request))) == m.Explain(3, request)
     assert m.decode_reply(m.encode(m.NotOwner(3))) == m.NotOwner(3)
+    assert m.decode_reply(m.encode(m.Explanation(3, b"{}"))) == m.Explanation(3, b"{}")
     assert m.decode_handle_event(m.encode(m.Tail(SNAPSHOT_END))) == m.Tail(SNAPSHOT_END)
     assert m.decode_handle_event(m.encode(m.Tail(Offset(2**64 - 1, 4)))) == m.Tail(Offset(2**64 - 1, 4))
     answer = m.Subscribed(1, 2**64 - 1, (2**40,))

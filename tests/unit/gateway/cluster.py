@@ -29,6 +29,8 @@ from common.messages import (
     Ended,
     Ensure,
     Examine,
+    Explain,
+    Explanation,
     Find,
     Missing,
     NotOwner,
@@ -115,6 +117,7 @@ class Worker:
         self.silent = False
         self.mute = False
         self.refusal: Callable[[int], Reply] | None = None
+        self.explain: Callable[[Explain], Reply] | None = None
         self.asked: list[Request] = []
         self.subscribed: set[bytes] = set()
         self._storage = storage
@@ -181,8 +184,12 @@ class Worker:
             self._requests.send([parts[0], encode(self._reply(request))])
 
     def _reply(self, request: Request) -> Reply:
+        if isinstance(request, Explain) and self.explain is not None:
+            return self.explain(request)
         if self.refusal is not None:
             return self.refusal(request.id)
+        if isinstance(request, Explain):
+            return Explanation(request.id, b'{"cost":"constant"}')
         if isinstance(request, Ensure):
             if request.request not in self.shapes:
                 self.shapes[request.request] = self._create(request.request)

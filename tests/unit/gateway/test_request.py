@@ -19,6 +19,7 @@ from gateway.request import (
     InvalidRequest,
     LogQuery,
     parse_delete_query,
+    parse_explain_query,
     parse_log_query,
 )
 
@@ -184,16 +185,21 @@ def test_live_is_on_unless_it_says_false(query: str, live: bool) -> None:
         ("table=recipes&foo=bar&cache-buster=1&expired_handle=x", RECIPES),
         ("table=recipes&where=&params[1]=5&columns=&replica=%20&log=", RECIPES),
         ("table=recipes&where=%20&params[a]=5", RECIPES),
-        ("table=recipes&where=id%3E1", ShapeRequest(schema="public", table="recipes", where="id>1")),
+        ("table=recipes&where=ID%3E1", ShapeRequest(schema="public", table="recipes", where="id > 1")),
         (
-            "table=recipes&where=x&" + "&".join(f"params[{number}]=v{number}" for number in (10, *range(1, 10))),
+            "table=recipes&where="
+            + "%7C".join(f"${number}" for number in range(1, 11))
+            + "".join(f"&params[{number}]=v{number}" for number in (10, *range(1, 10))),
             ShapeRequest(
-                schema="public", table="recipes", where="x", params=tuple(f"v{number}" for number in range(1, 11))
+                schema="public",
+                table="recipes",
+                where=" | ".join(f"${number}" for number in range(1, 11)),
+                params=tuple(f"v{number}" for number in range(1, 11)),
             ),
         ),
         (
-            "table=recipes&where=x&params=%7B%222%22:%22b%22,%221%22:%22%22%7D",
-            ShapeRequest(schema="public", table="recipes", where="x", params=("", "b")),
+            "table=recipes&where=$2||$1&params=%7B%222%22:%22b%22,%221%22:%22%22%7D",
+            ShapeRequest(schema="public", table="recipes", where="$1 || $2", params=("b", "")),
         ),
         ("table=recipes&experimental_compaction=true&live_sse=false&experimental_live_sse=false", RECIPES),
         ("table=x&table=recipes", RECIPES),
@@ -222,6 +228,45 @@ def test_live_is_on_unless_it_says_false(query: str, live: bool) -> None:
 )
 def test_the_shape_that_is_asked_for(query: str, shape: ShapeRequest) -> None:
     assert log_query(query + "&offset=-1").shape == shape
+
+
+def test_the_clause_as_sent_is_kept_for_errors() -> None:
+    query = log_query("table=recipes&offset=-1&where=ID%3E$2&params[1]=a&params[2]=b")
+    assert (query.shape.where, query.shape.params) == ("id > $1", ("b",))
+    assert (query.sent.where, query.sent.params) == ("ID>$2", ("a", "b"))
+    plain = log_query("table=recipes&offset=-1&columns=id")
+    assert plain.sent == plain.shape
+
+
+def test_a_delete_finds_every_spelling() -> None:
+    one, other = (
+        parse_delete_query(parse_query(f"table=recipes&where={where}")) for where in ("ID%3E1", "id%20%3E%201")
+    )
+    assert one == other
+
+
+def test_what_is_explained_is_parsed_like_what_is_asked_for() -> None:
+    text = "table=Recipes&where=ID%3E$1&params[1]=a&columns=id,title"
+    assert parse_explain_query(parse_query(text)) == log_query(f"{text}&offset=-1").sent
+
+
+@pytest.mark.parametrize(
+    ("query", "errors"),
+    [
+        ("", {"table": ["can't be blank"]}),
+        ("table=.x", {"table": ["Invalid zero-length delimited identifier"]}),
+        ("table=recipes&where=x&params[2]=1", {"params": [NOT_SEQUENTIAL]}),
+        ("table=recipes&where=x&params[a]=1", {"params": [NOT_NUMBERS]}),
+        ("table=recipes&replica=half&where[]=x", {"where": ["is invalid"], "replica": ["is invalid"]}),
+        ("table=recipes&columns=id,id", {"columns": [NOT_FOUND + "id"]}),
+    ],
+)
+def test_what_cannot_be_explained_is_told_like_for_a_shape(query: str, errors: Errors) -> None:
+    with pytest.raises(InvalidRequest) as explained:
+        parse_explain_query(parse_query(query))
+    with pytest.raises(InvalidRequest) as asked:
+        log_query(f"{query}&offset=-1")
+    assert explained.value.errors == asked.value.errors == errors
 
 
 @pytest.mark.parametrize(

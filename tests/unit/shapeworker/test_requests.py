@@ -13,6 +13,8 @@ from common.messages import (
     Delete,
     Done,
     Ensure,
+    Explain,
+    Explanation,
     Find,
     Missing,
     NotOwner,
@@ -64,6 +66,7 @@ class Desk:
             self.create,
             self.readable,
             self.end,
+            self.explain,
             lambda parts: self.replies.append(decode_reply(parts[1])),
         )
 
@@ -75,6 +78,11 @@ class Desk:
         if self.outcome is not None:
             raise self.outcome
         return self.shape
+
+    async def explain(self, request: ShapeRequest) -> bytes:
+        if self.outcome is not None:
+            raise self.outcome
+        return request.table.encode()
 
     def readable(self, shape: Shape) -> None:
         if self.damage is not None:
@@ -173,3 +181,14 @@ async def test_nobody_is_told_of_an_end_before_all_readers_can_see_it(desk: Desk
     assert not desk.replies
     desk.visible.set()
     assert await asking == Done(1)
+
+
+async def test_any_worker_explains_whatever_it_owns(desk: Desk) -> None:
+    desk.holdings.total = 0
+    desk.holdings.partitions.clear()
+    desk.fed = False
+    assert await desk.ask(Explain(1, REQUEST)) == Explanation(1, b"t")
+    desk.outcome = CannotCreate(400, {"message": "no"})
+    refusal = await desk.ask(Explain(2, REQUEST))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.id, refusal.status, refusal.body) == (2, 400, b'{"message":"no"}')
