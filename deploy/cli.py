@@ -75,6 +75,43 @@ def scale(workers: int, run_dir: Path) -> None:
 
 
 @main.command()
+@click.option("--table", required=True, help="The table, as clients name it.")
+@click.option("--where", help="The clause. Without one, all rows are meant.")
+@click.option("--param", "params", multiple=True, metavar="N=VALUE", help="The value of $N; once for each.")
+@click.option("--columns", help="The columns that the shape would have, with commas.")
+@click.option("--url", help="A gateway.  [default: http://localhost: and ELECTRIC_PORT]")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of /v1/explain as it is.")
+def explain(
+    table: str, where: str | None, params: tuple[str, ...], columns: str | None, url: str | None, as_json: bool
+) -> None:
+    """Say how a where clause is read, how changes find its shape, what that costs, and what would cost less.
+
+    Asks the Galvanic that runs, with its secret from ELECTRIC_SECRET. No shape is made.
+    """
+    from deploy.development import prepare_environment
+    from deploy.explanation import ExplainError, ask, shown
+
+    prepare_environment(os.environ)
+    settings = _settings()
+    query = {"table": table}
+    for param in params:
+        number, separator, value = param.partition("=")
+        if not separator or not number.isdecimal():
+            raise click.BadParameter(f"must be N=VALUE, such as 1=open, not {param!r}", param_hint="'--param'")
+        query[f"params[{int(number)}]"] = value
+    query |= {name: text for name, text in (("where", where), ("columns", columns)) if text is not None}
+    if settings.secret:
+        query["secret"] = settings.secret
+    try:
+        answer = ask((url or f"http://localhost:{settings.port}").rstrip("/"), query)
+    except ExplainError as error:
+        if as_json and error.body:
+            click.echo(error.body)
+        _fail(str(error), 1)
+    click.echo(answer if as_json else shown(answer))
+
+
+@main.command()
 def ingester() -> None:
     """Run the ingester."""
 
