@@ -13,7 +13,10 @@ from typing import Final
 from common.pg_query import GrammarError, tokens
 
 MAX_BYTES: Final = 10_000
-"""Longer clauses stay as they are: a request line cannot have them, and scanning this much may take 5 ms."""
+"""Longer clauses stay as they are: a request line cannot have them."""
+
+MAX_TOKENS: Final = 2_000
+"""The same for clauses of more words: this many take 2 ms, of which the caller's loop is held up."""
 
 CACHED: Final = 512
 """Clauses whose normal form is remembered, up to 20 kB each."""
@@ -41,8 +44,10 @@ def _scanned(where: str) -> tuple[str, tuple[int, ...]] | None:
     if len(encoded) > MAX_BYTES or b"\0" in encoded:
         return None
     try:
-        found = tokens(encoded)
+        found = tokens(encoded, MAX_TOKENS)
     except GrammarError:
+        return None
+    if found is None:
         return None
     places: dict[int, int] = {}
     pieces: list[bytes] = []

@@ -41,10 +41,11 @@ def parse(sql: bytes) -> bytes:
         lib.pg_query_free_parse_result(result)
 
 
-def tokens(sql: bytes) -> list[tuple[Kind, bytes]]:
-    """The tokens, comments included, without what is between them. Raises GrammarError.
+def tokens(sql: bytes, limit: int) -> list[tuple[Kind, bytes]] | None:
+    """The tokens, comments included, without what is between them; None if there are more than ``limit``.
 
-    Joined by blanks, they are read as these tokens again. ``sql`` must not have a zero byte, which would end it.
+    Joined by blanks, they are read as these tokens again. ``sql`` must not have a zero byte, which would end it. Raises
+    GrammarError.
     """
     result = lib.pg_query_scan(sql)
     try:
@@ -52,6 +53,8 @@ def tokens(sql: bytes) -> list[tuple[Kind, bytes]]:
         scanned = ScanResult.FromString(ctypes.string_at(result.pbuf.data, result.pbuf.len))
     finally:
         lib.pg_query_free_scan_result(result)
+    if len(scanned.tokens) > limit:
+        return None
     found: list[tuple[Kind, bytes]] = []
     for token in scanned.tokens:
         text = sql[token.start : token.end]

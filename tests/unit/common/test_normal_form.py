@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import normal_form as module
-from common.normal_form import MAX_BYTES, normal_form
+from common.normal_form import MAX_BYTES, MAX_TOKENS, normal_form
 from common.pg_query import GrammarError, parse
 from shapeworker.where import InvalidWhere, compile_where
 from tests.unit.shapeworker.where.expressions import Expressions
@@ -63,6 +63,13 @@ def test_spellings_that_are_not(one: str, other: str) -> None:
     assert normal_form(one, ()) != normal_form(other, ())
 
 
+def test_what_is_long_is_still_one() -> None:
+    numbers = [str(number) for number in range(MAX_TOKENS // 2 - 4)]
+    assert normal_form(f"id IN ({','.join(numbers)})", ()) == normal_form(f"ID in ( {' , '.join(numbers)} )", ())
+    text = "x" * (MAX_BYTES - 10)
+    assert normal_form(f"t='{text}'", ()) == normal_form(f"T = '{text}'", ())
+
+
 def test_parameters_are_numbered_as_they_come_without_those_that_nobody_uses() -> None:
     same = ("a = $1 and b = $2 or c = $1", ("one", "three"))
     assert normal_form("a=$1 AND b=$3 OR c=$1", PARAMS)[1] == same[1]
@@ -86,6 +93,7 @@ def test_parameters_are_numbered_as_they_come_without_those_that_nobody_uses() -
         ("-- A", ()),
         ("", ()),
         ("A = 1" + " " * MAX_BYTES, ()),
+        ("A=1" + "+1" * (MAX_TOKENS // 2), ()),
     ],
 )
 def test_what_is_wrong_or_long_stays_as_it_is(where: str, params: tuple[str, ...]) -> None:
