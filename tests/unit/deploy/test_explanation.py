@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
@@ -142,6 +143,23 @@ def test_why_there_is_no_explanation_is_said(gateway: Gateway, status: int, body
     assert found.stdout == ""
     if status == 400:
         assert run("--table", "t", "--url", gateway.url, "--json").stdout.encode() == body + b"\n"
+
+
+def test_somebody_who_speaks_something_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(10_000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        found = run("--table", "t", "--url", f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+    assert (found.exit_code, "is no gateway of this version" in found.stderr) == (1, True)
+    assert "s3cret" not in found.output
 
 
 def test_nobody_there(gateway: Gateway) -> None:

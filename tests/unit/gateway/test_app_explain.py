@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,7 @@ import pytest_asyncio
 from common.messages import Ensure, Explain, Explanation, Refusal, Reply
 from common.shape import ShapeRequest
 from gateway import shapes
-from tests.unit.gateway.cluster import Cluster, cluster, refuse
+from tests.unit.gateway.cluster import Cluster, cluster, refuse, until
 
 
 @pytest_asyncio.fixture
@@ -63,6 +64,17 @@ async def test_any_worker_that_is_there_is_asked(world: Cluster) -> None:
     for _ in range(40):
         assert (await world.ask("/v1/explain?table=items")).status == 200
     assert all(worker.asked for worker in world.workers), "no worker has all the work"
+
+
+async def test_a_worker_that_goes_away_loses_no_question(world: Cluster) -> None:
+    world.add_worker("w1")
+    await world.until_health(200)
+    world.worker.silent = True
+    asked = [asyncio.create_task(world.ask("/v1/explain?table=items")) for _ in range(12)]
+    await until(lambda: bool(world.worker.asked))
+    world.worker.close()
+    world.workers.remove(world.worker)
+    assert {(await answer).status for answer in asked} == {200}
 
 
 async def test_nobody_to_ask_is_told(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
