@@ -107,37 +107,6 @@ class Creator:
             task.add_done_callback(lambda _: self._under_way.pop(request, None))
         return await asyncio.shield(task)
 
-    async def describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
-        """The table that a shape would be made of, its columns and its filter. Nothing is made by that.
-
-        Raises :class:`CannotCreate`, with what a client has to change or for want of a database.
-        """
-        try:
-            async with self._pool.connection() as connection:
-                table = await describe(connection, request.schema, request.table)
-                version = connection.info.server_version
-        except DATABASE_ERRORS as error:
-            if not is_unavailable(error):
-                raise
-            log.warning("a table cannot be looked up", error=str(error).split("\n")[0])
-            message = "Cannot connect to the database to verify the shape. Please try again later."
-            raise CannotCreate(503, {"message": message}, 1) from error
-        if table is None:
-            name = f'Table "{request.schema}"."{request.table}" does not exist.'
-            hint = "If the table name contains capitals or special characters you must quote it."
-            raise _invalid({"table": [f"{name} {hint}"]})
-        if not table.is_replicable:
-            name = f'"{request.schema}"."{request.table}"'
-            raise _invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
-        selected = selection(table, request.columns, version)
-        if isinstance(selected, dict):
-            raise _invalid(selected)
-        try:
-            filter_ = await make_filter_aside(request, table, version)
-        except InvalidWhere as error:
-            raise _invalid({error.field: [error.message]}) from None
-        return table, selected, filter_
-
     def system(self, identifier: str) -> None:
         """The database cluster that snapshots must come from."""
         self._snapshots.system_identifier = int(identifier) if identifier else None
@@ -221,6 +190,37 @@ class Creator:
         shape.building.add_done_callback(self._building.discard)
         await asyncio.shield(shape.started)
         return shape
+
+    async def describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
+        """The table that a shape would be made of, its columns and its filter. Nothing is made by that.
+
+        Raises :class:`CannotCreate`, with what a client has to change or for want of a database.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                table = await describe(connection, request.schema, request.table)
+                version = connection.info.server_version
+        except DATABASE_ERRORS as error:
+            if not is_unavailable(error):
+                raise
+            log.warning("a table cannot be looked up", error=str(error).split("\n")[0])
+            message = "Cannot connect to the database to verify the shape. Please try again later."
+            raise CannotCreate(503, {"message": message}, 1) from error
+        if table is None:
+            name = f'Table "{request.schema}"."{request.table}" does not exist.'
+            hint = "If the table name contains capitals or special characters you must quote it."
+            raise _invalid({"table": [f"{name} {hint}"]})
+        if not table.is_replicable:
+            name = f'"{request.schema}"."{request.table}"'
+            raise _invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
+        selected = selection(table, request.columns, version)
+        if isinstance(selected, dict):
+            raise _invalid(selected)
+        try:
+            filter_ = await make_filter_aside(request, table, version)
+        except InvalidWhere as error:
+            raise _invalid({error.field: [error.message]}) from None
+        return table, selected, filter_
 
     async def _build(self, shape: Shape) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""

@@ -4,7 +4,6 @@ less. All of it is read off the cover that the router itself files the clause un
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import msgspec
@@ -195,7 +194,7 @@ def _why_scanned(expression: tree.Expression) -> str:
     """What keeps a clause from having a cover, and what has one."""
     if isinstance(expression, tree.Constant):
         return "The clause is true for every row: leave where out, and no row is evaluated."
-    blocking = next(_blocking(expression, True), None)
+    blocking = _blocking(expression, True)
     if blocking is None:
         return f"The clause has more than {MAX_PATHS} values to look up; make several shapes of it."
     test, positive = blocking
@@ -209,17 +208,19 @@ def _shown(test: tree.Expression, positive: bool) -> str:
     return ("" if positive else "NOT ") + (text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
 
 
-def _blocking(node: tree.Expression, positive: bool) -> Iterator[tuple[tree.Expression, bool]]:
-    """The tests because of which a node, or what it denies, has no cover."""
-    if cover(node if positive else tree.Not(node.type, node)) is not None:
-        return
+def _blocking(node: tree.Expression, positive: bool) -> tuple[tree.Expression, bool] | None:
+    """A test because of which a node, or what it denies, has no cover: one of OR, the first of AND. Each is visited
+    once, whatever the clause."""
     if isinstance(node, tree.Not):
-        yield from _blocking(node.item, not positive)
-    elif isinstance(node, tree.Junction):
-        for item in node.items:
-            yield from _blocking(item, positive)
-    else:
-        yield node, positive
+        return _blocking(node.item, not positive)
+    if isinstance(node, tree.Junction):
+        found = (_blocking(item, positive) for item in node.items)
+        if (node.connective == "or") is positive:
+            return next((blocking for blocking in found if blocking), None)
+        every = list(found)
+        return every[0] if all(every) else None
+    asked = node if positive else tree.Not(node.type, node)
+    return (node, positive) if cover(asked) is None else None
 
 
 def _hint(test: tree.Expression, positive: bool) -> str:

@@ -111,6 +111,8 @@ def test_words(text: str, cost: str, conditions: list[str]) -> None:
         ("NOT (i4 = 5 AND t = 'a')", """NOT ("i4" = '5'::int4): most rows meet it"""),
         ("i4 = 1 OR t = 'a' OR js ->> 'a' = 'x'", """(("js" ->> 'a'::text) = 'x'::text): it is calculated"""),
         ("mo > 'ok'", "not every one"),
+        ("NOT (i4 <> 5 AND t = 'a')", """NOT ("t" = 'a'::text): most rows meet it"""),
+        ("(t ~ 'x' AND i4 = 1) OR i4 + 1 = 2", """(("i4" + '1'::int4) = '2'::int4): it is calculated"""),
         ("t LIKE '%abc%'", "LIKE 'x%'"),
         ("b AND i4 % 2 = 0", "by a truth or by NULL"),
         ("t > 'a' AND t < 'b'", "by one bound"),
@@ -148,6 +150,16 @@ def test_too_many_values_are_named_as_the_reason() -> None:
 def test_what_is_advised_is_cheaper(dear: str, cheap: str) -> None:
     assert ORDER.index(explained(cheap).cost) < ORDER.index(explained(dear).cost)
     assert explained(dear).advice
+
+
+def test_a_clause_made_to_hurt_is_walked_once() -> None:
+    text = " OR ".join(f"i4 + {number} = 1" for number in range(1500))
+    for level in range(50):
+        text = f"({text}) {'AND' if level % 2 else 'OR'} i8 <> {level}"
+    access = explained(text)
+    assert access.cost == "scan"
+    assert access.advice
+    assert len(access.advice) < 500
 
 
 def test_looking_at_a_clause_changes_nothing_for_others() -> None:
