@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import resource
 from collections import OrderedDict
 from collections.abc import Callable
@@ -224,7 +225,8 @@ class Shapes:
         loop = asyncio.get_running_loop()
         ready_by = loop.time() + READY_TIMEOUT
         while True:
-            for worker in self._service.workers():
+            workers = self._service.workers()
+            for worker in random.sample(workers, len(workers)):
                 try:
                     async with asyncio.timeout(EXPLAIN_TIMEOUT):
                         reply = await self._workers.ask(worker, lambda id: Explain(id, request))
