@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -66,11 +68,12 @@ def gateway() -> Iterator[Gateway]:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "ELECTRIC_INSECURE", "ELECTRIC_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ELECTRIC_SECRET", "s3cret")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+def environment() -> Iterator[None]:
+    # The command completes the environment of its process.
+    with mock.patch.dict(os.environ, {"ELECTRIC_SECRET": "s3cret", "NO_PROXY": "127.0.0.1,localhost"}):
+        for name in ("DATABASE_URL", "ELECTRIC_INSECURE", "ELECTRIC_PORT"):
+            os.environ.pop(name, None)
+        yield
 
 
 def run(*arguments: str) -> Result:
