@@ -10,15 +10,17 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from shapeworker.where import datetimes, intervals, numbers, numeric, texts
+from shapeworker.where import datetimes, intervals, networks, numbers, numeric, texts
 from shapeworker.where.arrays import Array
 from shapeworker.where.errors import EvaluationError
 from shapeworker.where.types import (
     BOOL,
     BPCHAR,
+    CIDR,
     DATE,
     FLOAT4,
     FLOAT8,
+    INET,
     INT2,
     INT4,
     INT8,
@@ -102,6 +104,8 @@ _add(TIME, INTERVAL, lambda time: (0, 0, time), implicit=True)
 _add(TIME, TIMETZ, lambda time: (time, 0), implicit=True)
 _add(TIMETZ, TIME, lambda value: value[0])
 _add(INTERVAL, TIME, intervals.to_time)
+_add(CIDR, INET, None, implicit=True)
+_add(INET, CIDR, networks.to_cidr)
 
 
 def _with_zone(time: int | None) -> datetimes.TimeTz | None:
@@ -128,8 +132,11 @@ def find(source: Type, target: Type) -> Cast | None:
         cast = find(source.element, target.element)
         return cast and Cast(_each(cast.body), cast.implicit)
     if target in STRINGS and source not in STRINGS and (source.comparable or source.name == "json"):
-        output, name = source.output, target is NAME
-        return Cast((lambda value: texts.name_input(output(value))) if name else output, False)
+        if target is NAME:
+            # No type but texts has a cast to name of its own, so it is the output function that Postgres takes.
+            printed = source.printed
+            return Cast(lambda value: texts.name_input(printed(value)), False)
+        return Cast(source.output, False)
     if source in STRINGS and target.input is not None and target not in STRINGS:
         read = _from_text(target)
         return Cast((lambda text: read(texts.stripped(text))) if source is BPCHAR else read, False)

@@ -11,6 +11,7 @@ from shapeworker.where.overloads import Parameter
 from shapeworker.where.registry import Body, op, same
 from shapeworker.where.types import (
     BOOL,
+    CIDR,
     DATE,
     FLOAT4,
     FLOAT8,
@@ -58,8 +59,8 @@ def _to_timestamp(days: int) -> int:
 def _comparisons() -> None:
     pairs: list[tuple[Parameter, Parameter]] = [(type_, type_) for type_ in SCALARS if type_.comparable]
     pairs.remove((JSONB, JSONB))
-    # varchar has no operators of its own.
-    pairs = [pair for pair in pairs if pair[0] is not VARCHAR]
+    # varchar and cidr have no operators of their own.
+    pairs = [pair for pair in pairs if pair[0] not in (VARCHAR, CIDR)]
     for group in (INTEGERS, (FLOAT4, FLOAT8), (DATE, TIMESTAMP, TIMESTAMPTZ), (NAME, TEXT)):
         pairs += [(left, right) for left in group for right in group if left is not right]
     pairs += [("anyenum", "anyenum"), ("anyarray", "anyarray")]

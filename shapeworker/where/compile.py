@@ -397,7 +397,8 @@ class _Generator:
                 return f"({check} is not None and {subject} in {members})"
         # Nothing equals an element of an empty array, not even NULL; with a NULL in it, nothing is known not to.
         full, empty = self._constant(node.array, _has_no_null), self._constant(node.array, _is_empty)
-        return f"({empty} or {full} and {check} is not None and {subject} not in {members})"
+        # The left side is evaluated in any case, because it may fail.
+        return f"({check} is not None and {full} and {subject} not in {members} or {empty})"
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,7 @@ from shapeworker.where import (  # noqa: F401
     comparison_functions,
     container_functions,
     number_functions,
+    range_functions,
     registry,
     text_functions,
     time_functions,

@@ -98,6 +98,12 @@ def in_range(bound: int) -> Callable[[int], int]:
     return check
 
 
+def successor(bound: int) -> Callable[[int], int]:
+    """The next integer of a type. Raises EvaluationError if it has none."""
+    check = in_range(bound)
+    return lambda value: check(value + 1)
+
+
 def truncated(dividend: int, divisor: int) -> int:
     """Integer division, towards zero. Raises EvaluationError."""
     if divisor == 0:

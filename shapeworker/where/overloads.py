@@ -12,7 +12,7 @@ from shapeworker.where.types import TEXT, UNKNOWN, Type, array_of
 
 Parameter = Type | str
 """A type, or a polymorphic one: ``anyelement``, ``anyarray``, ``anynonarray``, ``anyenum``, ``anycompatible``,
-``anycompatiblearray``; or ``any``, which takes each argument as it is."""
+``anycompatiblearray``, ``anyrange`` (over ``anyelement``); or ``any``, which takes each argument as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +118,7 @@ def _narrowed(matches: list[Match], given: Sequence[Type]) -> Match | None:
     if len(types) == 1:
         # The unknown ones may be of the type that the known ones share.
         (shared,) = types
-        assumed = [
-            match for match in matches if all(_accepts(match.overload.parameters[place], shared) for place in places)
-        ]
+        assumed = [match for match in matches if _matched(match.overload, [shared for _ in places])]
         if len(assumed) == 1:
             return assumed[0]
     return None
@@ -160,12 +158,6 @@ def _by_category(matches: list[Match], unknown: list[int]) -> list[Match]:
     return [match for match in matches if fits(match)]
 
 
-def _accepts(parameter: Parameter, given: Type) -> bool:
-    if isinstance(parameter, Type):
-        return is_implicit(given, parameter)
-    return _polymorphic((parameter,), (given,)) is not None
-
-
 def _matched(overload: Overload, given: Sequence[Type]) -> Match | None:
     """The overload for these arguments, if implicit casts lead to it."""
     fixed = []
@@ -178,13 +170,15 @@ def _matched(overload: Overload, given: Sequence[Type]) -> Match | None:
     found = _polymorphic(overload.parameters, given)
     if found is None:
         return None
-    element, common = found
+    element, common, range_ = found
 
     def concrete(parameter: Parameter, type_: Type | None) -> Type | None:
         if isinstance(parameter, Type):
             return parameter
         if parameter == "any":
             return TEXT if type_ is UNKNOWN else type_
+        if parameter == "anyrange":
+            return range_
         base = common if parameter.startswith("anycompatible") else element
         if base is None:
             return None
@@ -197,14 +191,21 @@ def _matched(overload: Overload, given: Sequence[Type]) -> Match | None:
     return Match(overload, tuple(type_ for type_ in arguments if type_ is not None), result)
 
 
-def _polymorphic(parameters: Sequence[Parameter], given: Sequence[Type]) -> tuple[Type | None, Type | None] | None:
-    """What ``anyelement`` and ``anycompatible`` stand for; None if the arguments do not agree."""
+def _polymorphic(
+    parameters: Sequence[Parameter], given: Sequence[Type]
+) -> tuple[Type | None, Type | None, Type | None] | None:
+    """What ``anyelement``, ``anycompatible`` and ``anyrange`` stand for; None if the arguments do not agree."""
     elements: list[Type] = []
     compatible: list[Type] = []
+    range_: Type | None = None
     for parameter, type_ in zip(parameters, given, strict=True):
         if isinstance(parameter, Type) or type_ is UNKNOWN or parameter == "any":
             continue
-        if parameter.endswith("array") and parameter != "anynonarray":
+        if parameter == "anyrange":
+            if type_.subtype is None:
+                return None
+            range_, type_ = type_, type_.subtype
+        elif parameter.endswith("array") and parameter != "anynonarray":
             if type_.element is None:
                 return None
             type_ = type_.element
@@ -219,7 +220,7 @@ def _polymorphic(parameters: Sequence[Parameter], given: Sequence[Type]) -> tupl
     common = common_type(compatible) if compatible else None
     if compatible and common is None:
         return None
-    return (elements[0] if elements else None), common
+    return (elements[0] if elements else None), common, range_
 
 
 def common_type(types: Sequence[Type]) -> Type | None:

@@ -20,8 +20,10 @@ from shapeworker.where import (
     interval_literals,
     intervals,
     jsonb,
+    networks,
     numbers,
     numeric,
+    ranges,
     texts,
 )
 from shapeworker.where.arrays import Array
@@ -52,7 +54,8 @@ class Type:
     (ValueError if it is none), ``output`` gives the text of a cast to text, ``printed`` that of the output function,
     which arrays and ``concat`` use. ``key`` gives what ``==`` compares, and ``<`` if the type is ``ordered``; None if
     the values themselves do. ``raw`` gives the text of a row, for types of which two equal values always have the same
-    text; ``raw_order`` says that these texts, too, are ordered.
+    text; ``raw_order`` says that these texts, too, are ordered. ``subtype`` is the type of a range's bounds,
+    ``successor`` gives the next of them if they are discrete.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Type:
     raw_order: bool = False
     element: Type | None = None
     labels: tuple[str, ...] = ()
+    subtype: Type | None = None
+    successor: ranges.Successor | None = None
 
     @property
     def is_array(self) -> bool:
@@ -180,10 +185,54 @@ JSONB: Final = _scalar(
 JSON: Final = _scalar("json", "U", bytes.decode, None, comparable=False, ordered=False)
 """Only its text can be used: its cast to text is the output function. A literal would have to be checked first."""
 
+INET: Final = _scalar(
+    "inet",
+    "I",
+    networks.read_network,
+    networks.inet_input,
+    networks.write_network,
+    printed=networks.write_inet,
+    preferred=True,
+    raw=_encoded(networks.write_inet),
+)
+CIDR: Final = _scalar("cidr", "I", networks.read_network, networks.cidr_input, networks.write_network, raw=True)
+
+
+def _range(name: str, subtype: Type, successor: ranges.Successor | None = None) -> Type:
+    assert subtype.input is not None
+    return _scalar(
+        name,
+        "R",
+        partial(_read_range, _from_text(subtype), successor),
+        partial(ranges.parse_range, element=subtype.input, successor=successor),
+        partial(ranges.write_range, element=subtype.printed),
+        raw=True if subtype.raw else None,
+        subtype=subtype,
+        successor=successor,
+    )
+
+
+def _read_range(element: Callable[[str], Any], successor: ranges.Successor | None, text: bytes) -> ranges.Range:
+    return ranges.parse_range(text.decode(), element, successor)
+
+
+def _from_text(type_: Type) -> Callable[[str], Any]:
+    return lambda text: type_.read(text.encode())
+
+
+RANGES: Final = (
+    _range("int4range", INT4, numbers.successor(numbers.INT4)),
+    _range("int8range", INT8, numbers.successor(numbers.INT8)),
+    _range("numrange", NUMERIC),
+    _range("daterange", DATE, ranges.next_date),
+    _range("tsrange", TIMESTAMP),
+    _range("tstzrange", TIMESTAMPTZ),
+)
+
 
 SCALARS: Final = (
     *(BOOL, INT2, INT4, INT8, NUMERIC, FLOAT4, FLOAT8, TEXT, VARCHAR, NAME, BPCHAR, UUID, BYTEA, DATE, TIME, TIMETZ),
-    *(TIMESTAMP, TIMESTAMPTZ, INTERVAL, JSONB, JSON),
+    *(TIMESTAMP, TIMESTAMPTZ, INTERVAL, JSONB, JSON, INET, CIDR, *RANGES),
 )
 BY_NAME: Final = {type_.name: type_ for type_ in SCALARS}
 INTEGERS: Final = (INT2, INT4, INT8)
@@ -207,10 +256,6 @@ def array_of(element: Type) -> Type:
         ordered=element.ordered,
         element=element,
     )
-
-
-def _from_text(element: Type) -> Callable[[str], Any]:
-    return lambda text: element.read(text.encode())
 
 
 def _read_array(element: Callable[[str], Any], text: bytes) -> Array:

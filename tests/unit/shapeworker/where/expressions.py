@@ -19,6 +19,7 @@ from shapeworker.where.types import (
     JSONB,
     NAME,
     NUMERIC,
+    RANGES,
     SCALARS,
     TEXT,
     TIMESTAMP,
@@ -75,6 +76,12 @@ WORDS: Final = (
     ),
     *("2024-01-02", "1 day", "{1,2}", "a,b", '"', "'", "''", "\t", "foo.bar", "K", "Kelvin"),
 )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _NUMBERS: Final = ("0", "1", "2", "3", "-1", "7", "10", "100", "-3", "5", "42")
 VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bool": ("t", "f", "true", "false", "yes", "off", "1", "0"),
@@ -142,7 +149,40 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         *('"é\\n"', '{"b": 1, "a": 2, "a": 3}', '["null", null, -0.0]'),
     ),
     "json": ("{}", '{"a" : 1}', "[ 1 ]", "null"),
-    "inet": ("10.0.0.1", "10.0.0.0/8", "::1"),
+    "inet": (
+        *_words("10.0.0.1 10.0.0.1/8 10.0.0.0/8 10.1.2.3/16 10.1.2.3 10.1.2.3/24 0.0.0.0/0 255.255.255.255 10/8"),
+        *_words("10.1/16 192.168.0.0/31 ::1 :: ::/0 ::ffff:10.0.0.1 2001:db8::/32 2001:db8::1 2001:db8:0:1::1/64"),
+        *_words("::1.2.3.4/96 2001:DB8:0:0:1:0:0:1/127"),
+    ),
+    "cidr": (
+        *_words("10.0.0.0/8 10.1.0.0/16 10.1.2.3 10.1.2.0/24 10 10.1 192.168 0.0.0.0/0 224 240.1.1"),
+        *_words("::1 ::/0 2001:db8::/32 2001:db8:0:1::/64 ::ffff:10.0.0.0/104"),
+    ),
+    "int4range": (
+        *_words("empty [1,5) [1,5] (1,5) (0,6] [5,10) (,) [,1] (7,) [2,2] [2,2) (1,2) [-3,3) [100,2147483647) [3,3]"),
+        *("[1,42]", "[ 1 , 10 ]", " EMPTY "),
+    ),
+    "int8range": _words("empty [1,5) (,100] [5,10) (,) [9007199254740993,9223372036854775807) (0,3) [7,)"),
+    "numrange": (
+        *_words("empty [1.5,2.5) [1.50,2.5] (1.5,2.50) (,) [0,1.5] (1.5,3] [-Infinity,0) [NaN,NaN] [2.5,Infinity]"),
+        *_words('(2.5,Infinity) [1,100) [1.0,100.00) [2.5,) ["1.5","2"]'),
+    ),
+    "daterange": (
+        *_words("empty [2024-01-01,2024-02-01) [2024-01-01,2024-01-31] (1999-12-31,2000-01-01] (,) [2024-01-31,)"),
+        *_words("(-infinity,2000-01-01) [-infinity,infinity] (2024-01-31,infinity) [2024-02-29,infinity]"),
+        *("[0044-03-15 BC,1900-03-01)", "(2023-12-31,2024-02-01)", "[10000-01-01,)"),
+    ),
+    "tsrange": (
+        *("empty", '["2024-01-01 00:00:00","2024-02-29 12:34:56")', "[2024-01-01,2024-02-29 12:34:56]", "(,)"),
+        *("(2024-02-29 12:34:56,2024-03-31]", "[1999-12-31 23:59:59.999999,2024-01-01]", "[2024-01-01,2024-01-01]"),
+        *("(2024-01-31T00:00:00,infinity)", "[-infinity,2024-01-01)", "(,2024-02-29 12:34:56)"),
+    ),
+    "tstzrange": (
+        *("empty", '["2024-01-01 00:00:00+00","2024-02-29 12:34:56+02")', "[2024-01-01,2024-02-29 10:34:56]", "(,)"),
+        *("(2024-02-29 12:34:56+02,)", "[1999-12-31 23:59:59.999999Z,2024-01-01]"),
+        "[2024-01-31T00:00:00-05:30,infinity]",
+    ),
+    "point": ("(1,2)", "(0,-0.5)"),
     ENUM.name: MOOD.labels,
 }
 _PATTERNS: Final = (
@@ -164,7 +204,10 @@ _PATTERNS: Final = (
     "σ%",
 )
 _REGULAR: Final = ("a", "^a", "b$", "a|b", "^[a-c]+$", "h.l+o", "[^a]", "\\d", "(ab)?c", "[[:space:]]", "l{2}", "A")
-_ELEMENTS: Final = ("int4", "int8", "text", "numeric", "float8", "bool", "date", "timestamptz", "interval", "uuid")
+_ELEMENTS: Final = (
+    *("int4", "int8", "text", "numeric", "float8", "bool", "date", "timestamptz", "interval", "uuid"),
+    *("inet", "int4range"),
+)
 
 
 def quoted(text: str) -> str:
@@ -317,12 +360,18 @@ class Expressions:
         """A call of this function, with arguments of its types."""
         random = self._random
         element = BY_NAME[random.choice(_ELEMENTS)]
+        range_ = random.choice(RANGES)
         types: list[Type] = []
         for parameter in overload.parameters:
             if isinstance(parameter, Type):
                 types.append(parameter)
             elif parameter == "anyenum":
                 types.append(ENUM)
+            elif parameter == "anyrange":
+                types.append(range_)
+            elif "anyrange" in overload.parameters:
+                assert range_.subtype is not None
+                types.append(range_.subtype)
             else:
                 types.append(array_of(element) if parameter.endswith("array") and "non" not in parameter else element)
         if name in ("~~*", "!~~*") and types[0] is NAME:

@@ -28,11 +28,13 @@ _SCALARS: Final = {
     "f8": "float8", "g8": "float8", "b": "bool", "c": "bool", "t": "text", "s": "text", "vc": "varchar", "nm": "name",
     "bp": "bpchar", "u": "uuid", "w": "uuid", "by": "bytea", "d": "date", "e1": "date", "tm": "time", "tt": "timetz",
     "ts": "timestamp", "us": "timestamp", "tz": "timestamptz", "uz": "timestamptz", "iv": "interval",
-    "jv": "interval", "js": "jsonb", "kj": "jsonb", "jn": "json", "ip": "inet",
+    "jv": "interval", "js": "jsonb", "kj": "jsonb", "jn": "json", "ip": "inet", "iq": "inet", "ci": "cidr",
+    "ri": "int4range", "si": "int4range", "rl": "int8range",
+    "rn": "numrange", "rd": "daterange", "sd": "daterange", "rt": "tsrange", "rz": "tstzrange", "pt": "point",
 }  # fmt: skip
 _ARRAYS: Final = {
     "ai": "int4", "bi": "int4", "al": "int8", "at": "text", "an": "numeric", "af": "float8", "ab": "bool", "ad": "date",
-    "az": "timestamptz", "av": "interval", "au": "uuid",
+    "az": "timestamptz", "av": "interval", "au": "uuid", "ap": "inet", "ar": "int4range",
 }  # fmt: skip
 
 COLUMNS: Final = (
