@@ -33,12 +33,15 @@ class Workload:
     `stats` counts what happened. `faults` says that Postgres may vanish under the writers, who then connect again.
     """
 
-    def __init__(self, url: str, seed: int, *, writers: int = 4, faults: bool = False) -> None:
+    def __init__(
+        self, url: str, seed: int, *, writers: int = 4, faults: bool = False, writer: type[Writer] = Writer
+    ) -> None:
+        """``writer``: what changes rows, if others than those of `create_schema`."""
         self.url = url
         self.seed = seed
         self.faults = faults
         self.stats: Counter[str] = Counter()
-        self._writers = [Writer(seed, number, self.stats) for number in range(writers)]
+        self._writers = [writer(seed, number, self.stats) for number in range(writers)]
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
+from shapeworker.where.casts import find
 from shapeworker.where.functions import FUNCTIONS, OPERATORS
 from shapeworker.where.overloads import Overload
 from shapeworker.where.types import (
@@ -332,7 +333,7 @@ class Expressions:
             array = self.of(array_of(type_), depth - 1)
             index = self.of(INT4, depth - 2)
             return f"({array})[{index}]"
-        source = random.choice([*SCALARS, ENUM])
+        source = random.choice([source for source in (*SCALARS, ENUM) if source is type_ or find(source, type_)])
         if source in (JSON, BPCHAR, NAME, VARCHAR) or type_ in (JSON, NAME, VARCHAR, JSONB, ENUM):
             return self.leaf(type_)
         return f"({self.of(source, depth - 1)})::{self._sql(type_)}"
