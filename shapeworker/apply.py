@@ -246,6 +246,7 @@ class Applier:
             self._obstruct_all(filtered, f"{error}: REPLICA IDENTITY of the table is not FULL")
             return
         for shape, failure in moves.failed.items():
+            shape.filter_failed = True
             self._obstruct_all((shape,), f"its where clause fails: {failure}")
         concerned: dict[tuple[int, Projection], list[Shape]] = {}
         for kind, moved in (INSERT, moves.inserted), (UPDATE, moves.updated), (DELETE, moves.deleted):

@@ -35,6 +35,7 @@ from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogDamaged
 from shapeworker.endings import Endings
 from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
+from shapeworker.generated_columns import has_generated, unpublished
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate
@@ -47,6 +48,9 @@ log = structlog.get_logger()
 
 SUBSCRIBE_SECONDS: Final = 45.0
 """How long the ingester may take to publish the table."""
+
+DISTRUSTED: Final = 10_000
+"""How many requests are remembered whose filter has failed."""
 
 
 class Creator:
@@ -87,6 +91,7 @@ class Creator:
         self._building: set[asyncio.Task[None]] = set()
         self._remedies = Remedies()
         self._reading: dict[str, float] = {}
+        self._distrusted: dict[ShapeRequest, None] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Subscribe, Shape, asyncio.Future[Answer]]] = {}
 
@@ -135,6 +140,17 @@ class Creator:
         queued = [now - since for since in self._snapshots.queued.values()]
         running = {shape: now - since for shape, since in self._reading.items()}
         return of_snapshots(self._snapshots.turns, queued, running)
+
+    def distrust(self, request: ShapeRequest) -> None:
+        """The filter has failed for a row. Who asks again gets no rows before all have passed it.
+
+        Otherwise a row that comes late in the snapshot would have its clients start again and again (409), and none
+        would ever be told why (400).
+        """
+        self._distrusted.pop(request, None)
+        self._distrusted[request] = None
+        if len(self._distrusted) > DISTRUSTED:
+            del self._distrusted[next(iter(self._distrusted))]
 
     async def close(self) -> None:
         """Give up what is under way; the shapes are lost with the worker anyhow."""
@@ -227,15 +243,19 @@ class Creator:
         assert shape.started is not None
         try:
             unseen = await self._subscribed(shape)
+            await self._check_generated(shape)
             await self._snapshot(shape, unseen)
             await self._activate(shape)
         except (CannotCreate, SnapshotFailed, OSError, sqlite3.Error, Stopped) as error:
             refusal = error if isinstance(error, CannotCreate) else _refusal(error)
             if isinstance(error, SnapshotFailed) and error.remedy:
                 self._remedies.offer(error.message, error.remedy)
+            if isinstance(error, SnapshotFailed) and error.status == 400:
+                shape.filter_failed = True
             if not shape.started.done():
                 shape.started.set_exception(refusal)
-            self._fail(shape, str(error) or "its snapshot was stopped")
+            reason = error.reason if isinstance(error, SnapshotFailed) else str(error)
+            self._fail(shape, reason or "its snapshot was stopped")
         except asyncio.CancelledError:
             self._fail(shape, "its snapshot was stopped")
             raise
@@ -269,6 +289,24 @@ class Creator:
         assert shape.holds_back, "the table was entered before"
         return answer.unseen
 
+    async def _check_generated(self, shape: Shape) -> None:
+        """That the stream has the generated columns which the shape shows or its filter reads.
+
+        Otherwise the first change would end the shape, and the next one. Where we may, the ingester has published them.
+        """
+        if not has_generated(shape.table, shape.required.union(shape.selected)):
+            return
+        try:
+            async with self._pool.connection() as connection:
+                missing = await unpublished(connection, self._settings.publication_name)
+        except DATABASE_ERRORS as error:
+            if not is_unavailable(error):
+                raise
+            raise CannotCreate(503, {"message": "Database connection not available"}, 10, known=True) from error
+        if missing is not None:
+            self._remedies.offer(missing.message, missing.remedy)
+            raise CannotCreate(503, {"message": missing.message}, 10, known=True)
+
     async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:
         assert shape.log is not None
         plan = SnapshotPlan(
@@ -299,6 +337,10 @@ class Creator:
             return True
 
         def on_readable() -> None:
+            if shape.request not in self._distrusted:
+                started()
+
+        def started() -> None:
             assert shape.started is not None
             if not shape.started.done():
                 shape.started.set_result(None)
@@ -310,6 +352,8 @@ class Creator:
             raise
         finally:
             self._reading.pop(f"{shape.handle} ({shape.table.name})", None)
+        self._distrusted.pop(shape.request, None)
+        started()
         await asyncio.get_running_loop().run_in_executor(None, sink.sync)
         log.info("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
 

@@ -49,10 +49,10 @@ def _made_completely(request: ShapeRequest, table: Table, server_version: int) -
 def _columns(table: Table, stored: bool) -> tuple[Column, ...]:
     carried = ("", "s") if stored else ("",)
     return tuple(
-        Column(column.name, position, _type(column.types), column.deterministic)
+        Column(column.name, position, _type(column.types), column.deterministic, column.generated in carried)
         for position, column in enumerate(table.columns)
         # Shapes of versions before filters do not know their types, and have no filters.
-        if column.generated in carried and column.types
+        if column.types
     )
 
 

@@ -442,6 +442,8 @@ class Worker:
                 self._endings.end(shape, f"its log cannot be synced: {error.strerror}")
 
     def _on_ended(self, shape: Shape, reason: str) -> None:
+        if shape.filter_failed:
+            self._creator.distrust(shape.request)
         self._announcer.ended(shape, reason)
         self._drop(shape.table.oid)
 

@@ -72,6 +72,8 @@ class Shape:
         self.directory = storage / self.relative
         self.life = Life.CREATING
         self.reason = ""
+        self.filter_failed = False
+        """Whether its filter failed for a row."""
         self.settling = False
         self.holds_back = True
         """Whether the snapshot that is still to be taken may lack what comes now. If not, nothing of it is kept."""

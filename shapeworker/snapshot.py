@@ -74,15 +74,22 @@ class SnapshotFailed(Exception):
     filter fails for a row.
 
     ``retry_after`` is in seconds; ``known`` marks causes that are recognised, not faults of ours; ``remedy`` is the
-    SQL by which an operator could help.
+    SQL by which an operator could help. ``reason`` is for logs, if the message may quote a row.
     """
 
     def __init__(
-        self, status: int, message: str, retry_after: int | None = None, known: bool = False, remedy: str = ""
+        self,
+        status: int,
+        message: str,
+        retry_after: int | None = None,
+        known: bool = False,
+        remedy: str = "",
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = reason or message
         self.retry_after = retry_after
         self.known = known
         self.remedy = remedy
@@ -265,7 +272,9 @@ class _Work:
             if self._plan.condition is None or (error.sqlstate or "")[:2] not in _OF_VALUES:
                 raise
             text = " ".join((error.diag.message_primary or str(error)).split())
-            raise SnapshotFailed(400, f"The where clause fails for a row of the table: {text}", known=True) from error
+            message = f"The where clause fails for a row of the table: {text}"
+            reason = f"its where clause fails for a row of the table: {type(error).__name__} ({error.sqlstate})"
+            raise SnapshotFailed(400, message, known=True, reason=reason) from error
         except DeadlinePassed:
             limit = f"{self._first_row_seconds * 1000:.0f}ms"
             message = (

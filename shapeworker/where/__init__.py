@@ -92,8 +92,8 @@ class _Template:
 def compile_where(text: str, params: Mapping[str, str], columns: Sequence[Column]) -> Filter:
     """The filter that a request asks for.
 
-    ``params`` are the values of ``$1``, ``$2`` and so on by number, as texts. ``columns`` are all columns of the table
-    that its stream carries. Raises InvalidWhere for what a client has to change.
+    ``params`` are the values of ``$1``, ``$2`` and so on by number, as texts. ``columns`` are all columns of the table.
+    Raises InvalidWhere for what a client has to change.
     """
     values = _numbered(params)
     return _template(text, tuple(columns)).bound(values)

@@ -11,10 +11,11 @@ class Column(msgspec.Struct, frozen=True):
     """A column as the catalog has it now. ``position`` is its index in the rows of the stream (``pgoutput.Row``).
 
     ``deterministic`` is false only for columns with a collation of which pg_collation.collisdeterministic is false.
-    Columns that the stream does not carry (virtual ones, stored generated ones before Postgres 18) must not be given.
+    ``published`` is false for what the stream does not carry: virtual columns, and stored ones before Postgres 18.
     """
 
     name: str
     position: int
     type: ColumnType
     deterministic: bool = True
+    published: bool = True

@@ -119,6 +119,12 @@ class Resolver:
         column = self._columns.get(node.name)
         if column is None:
             raise InvalidWhere.located(node.at, f"unknown reference {quoted_if_needed(node.name)}")
+        if not column.published:
+            raise InvalidWhere.located(
+                node.at,
+                f"column {quoted_if_needed(node.name)} is generated and not part of the stream:"
+                " only stored columns of Postgres 18 and later are",
+            )
         return column
 
     # ------------------------------------------------------------------------------------------------ casts

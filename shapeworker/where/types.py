@@ -274,7 +274,7 @@ def _enum(column_type: ColumnType) -> Type:
         try:
             return places[label]
         except KeyError:
-            raise EvaluationError(f'label "{label}" of enum "{column_type.name}" is newer than the shape') from None
+            raise EvaluationError(f'a label of enum "{column_type.name}" is newer than the shape') from None
 
     def read_label(text: str) -> str:
         if text not in places:

@@ -108,7 +108,7 @@ async def clauses(url: str, seed: int, count: int) -> list[Clause]:
             # Postgres has no operators between an array of a domain and one of its base type.
             if '"ao"' in text or text in found or not await _divides(connection, text):
                 continue
-            found[text] = _with_parameter(text) if choice.random() < 0.3 else Clause(text, [])
+            found[text] = _with_parameters(text) if choice.random() < 0.3 else Clause(text, [])
     return list(found.values())
 
 
@@ -125,16 +125,22 @@ async def _divides(connection: psycopg.AsyncConnection, text: str) -> bool:
     return 0 < matching < FAMILIES * VARIANTS
 
 
-def _with_parameter(text: str) -> Clause:
-    """The same with a parameter for its first constant that is a text of unknown type, if it has one."""
-    literals = re.finditer(r"'((?:[^']|'')*)'", text)
-    match = next((found for found in literals if not text.startswith("::", found.end())), None)
-    if match is None or "$" in text:
-        return Clause(text, [])
-    value = match[1].replace("''", "'")
-    where = text[: match.start()] + "$1" + text[match.end() :]
+def _with_parameters(text: str) -> Clause:
+    """The same with parameters for its constants that are texts of unknown type, as far as that is allowed."""
+    where, params = "", list[str]()
+    end = 0
+    for literal in re.finditer(r"'((?:[^']|'')*)'", text):
+        where += text[end : literal.start()]
+        end = literal.end()
+        if text.startswith("::", end):
+            where += literal[0]
+        else:
+            params.append(literal[1].replace("''", "'"))
+            where += f"${len(params)}"
+    where += text[end:]
     try:
-        compile_where(where, {"1": value}, COLUMNS)
+        compile_where(where, {str(number): value for number, value in enumerate(params, 1)}, COLUMNS)
     except InvalidWhere:
         return Clause(text, [])
-    return Clause(where, [value])
+    # The judge puts the values in by text, and must not take one for a parameter.
+    return Clause(where, params) if "$" not in text else Clause(text, [])

@@ -138,6 +138,33 @@ async def test_stored_generated_columns_and_untouched_toast(
     await compare(database, readers)
 
 
+async def test_generated_columns_that_a_foreign_publication_lacks_are_asked_for(
+    database: str, connection: psycopg.AsyncConnection, start_stack: StartStack
+) -> None:
+    """Also if only the filter reads them; shapes without them are made."""
+    name = "electric_publication_default"
+    await connection.execute(
+        "CREATE TABLE g (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);"
+        "INSERT INTO g (id, n) SELECT i, i FROM generate_series(1, 9) i; ALTER TABLE g REPLICA IDENTITY FULL;"
+        f"CREATE PUBLICATION {name} FOR TABLE g".encode()
+    )
+    stack = await start_stack(database, environment={"ELECTRIC_MANUAL_TABLE_PUBLISHING": "true"})
+    url = f"{stack.url}/v1/shape?table=g&offset=-1"
+    async with aiohttp.ClientSession() as session:
+        for query in ("", "&columns=id&where=twice>6"):
+            async with session.get(url + query) as response:
+                body = await response.json()
+                assert response.status == 503, query
+                assert "does not publish generated columns" in body["message"]
+        async with session.get(url + "&columns=id,n&where=n>3") as response:
+            assert response.status == 200
+        await stack.wait_logged("w00", f'ALTER PUBLICATION \\"{name}\\" SET (publish_generated_columns = stored);')
+        await connection.execute(f"ALTER PUBLICATION {name} SET (publish_generated_columns = stored)".encode())
+        async with session.get(url + "&columns=id&where=twice>6") as response:
+            assert response.status == 200
+            assert (await response.text()).count('"operation":"insert"') == 6
+
+
 async def test_what_cannot_be_a_shape_is_refused_by_name(
     database: str, connection: psycopg.AsyncConnection, start_stack: StartStack
 ) -> None:
@@ -152,6 +179,7 @@ async def test_what_cannot_be_a_shape_is_refused_by_name(
         "table=pg_catalog.pg_class": ("table", 'Table "pg_catalog"."pg_class" does not exist.'),
         "table=fleeting": ("table", "unlogged"),
         "table=t": ("columns", "The following columns are generated and cannot be included in the shape: w"),
+        "table=t&columns=id&where=w=1": ("where", "column w is generated and not part of the stream"),
         "table=t&columns=v": ("columns", "must include all primary key columns, missing: id"),
         "table=t&columns=id,x": ("columns", "The following columns are not found on the table: x"),
         "table=t&columns=id&where=v%3D%27x%27": ("where", "invalid syntax for type int4"),

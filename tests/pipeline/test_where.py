@@ -189,3 +189,55 @@ async def test_filters_survive_a_crash_and_end_with_what_they_read(
         altered = {"table": "late_2", "columns": "id", "where": "feeling > 'sad'"}
         again = await end(altered, "ALTER TYPE mood ADD VALUE 'ok' BEFORE 'happy'")
         assert again.status == 200
+
+
+async def test_a_filter_that_fails_late_is_refused_and_no_log_quotes_the_row(
+    database: str, start_stack: StartStack
+) -> None:
+    """Rows are served before the one that fails is read. Clients start again once, and then are told."""
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        await connection.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL, body text);"
+            "INSERT INTO t SELECT i, i, repeat('x', 100) FROM generate_series(1, 60000) i;"
+            "UPDATE t SET v = 'hunter2' WHERE id = 60000"
+        )
+        stack = await start_stack(database)
+        query = {"table": "t", "where": "v::int > 0", "offset": "-1"}
+
+        async def statuses() -> list[int]:
+            """What a client gets that starts again after each 409, until it holds all or is refused."""
+            found, asked = [], dict(query)
+            async with aiohttp.ClientSession() as session, asyncio.timeout(HANG_SECONDS):
+                while True:
+                    try:
+                        async with session.get(f"{stack.url}/v1/shape", params=asked) as response:
+                            body = await response.text()
+                            headers = response.headers
+                    except aiohttp.ClientPayloadError:
+                        # The shape ended while it was answered.
+                        continue
+                    found.append(response.status)
+                    if response.status == 409:
+                        asked = dict(query)
+                    elif response.status == 200 and "electric-up-to-date" not in headers:
+                        asked |= {"handle": headers["electric-handle"], "offset": headers["electric-offset"]}
+                    else:
+                        assert response.status == 200 or "The where clause fails for a row" in body, body
+                        return found
+
+        first = await statuses()
+        assert first[-1] == 400, first
+        assert first.count(409) <= 1, first
+        assert await statuses() == [400]
+        await connection.execute("UPDATE t SET v = 1 WHERE id = 60000")
+        repaired = await statuses()
+        assert set(repaired) == {200}
+        # In the stream: the shape ends, and the next one fails as well.
+        await connection.execute("UPDATE t SET v = 'hunter2' WHERE id = 60000")
+        await stack.wait_logged("w00", "its where clause fails: invalid input syntax for type int4")
+        # What has ended is served for some milliseconds more.
+        assert (await statuses())[-1] == 400
+        assert await statuses() == [400]
+        assert "InvalidTextRepresentation (22P02)" in stack.log_of("w00")
+        for name in ("ingester", "w00", "g0"):
+            assert "hunter2" not in stack.log_of(name)
