@@ -188,10 +188,10 @@ class _Generator:
             case tree.ArrayOf():
                 return f"{self._object(arrays.build)}({self._tuple(node.items)}, {node.nested})"
             case tree.Element():
-                return f"{self._object(evaluation.element)}({self.value(node.item)}, {self._tuple(node.indices)})"
+                return self._unless_null(node.item, arrays.element_at, self._tuple(node.indices))
             case tree.Slice():
                 pairs = (f"({self._end(first)}, {self._end(last)})" for first, last in node.ends)
-                return f"{self._object(evaluation.slice_of)}({self.value(node.item)}, ({', '.join(pairs)},))"
+                return self._unless_null(node.item, evaluation.slice_of, f"({', '.join(pairs)},)")
             case tree.Coalesce():
                 lines = []
                 for item in node.items[:-1]:
@@ -209,6 +209,11 @@ class _Generator:
                 test, helper = self._object(node.equal.body), self._object(evaluation.null_if)
                 return f"{helper}({test}, {self.value(node.left)}, {self.value(node.right)})"
         raise TypeError(type(node).__name__)
+
+    def _unless_null(self, array: tree.Expression, function: Callable[..., Any], subscripts: str) -> str:
+        """A function of an array and its subscripts; those of a NULL are not evaluated, and cannot fail."""
+        local, value = self._local(), self.value(array)
+        return f"(None if ({local} := {value}) is None else {self._object(function)}({local}, {subscripts}))"
 
     def _alone(self, generate: Callable[[tree.Expression], str], node: tree.Expression) -> str:
         """Code that starts at depth 0 because it is a line of its own."""

@@ -44,15 +44,8 @@ def extreme(best: Callable[..., Any], key: Callable[[Any], Any] | None, values: 
     return best(present, key=key) if present else None
 
 
-def element(array: Array | None, indices: tuple[int | None, ...]) -> Any:
-    """``array[…]``."""
-    return None if array is None else arrays.element_at(array, indices)
-
-
-def slice_of(array: Array | None, ends: Sequence[tuple[int | EllipsisType | None, int | EllipsisType | None]]) -> Any:
+def slice_of(array: Array, ends: Sequence[tuple[int | EllipsisType | None, int | EllipsisType | None]]) -> Any:
     """``array[…:…]``. An end that is ``...`` was left out; one that is NULL makes the result NULL."""
-    if array is None:
-        return None
     plain: list[tuple[int | None, int | None]] = []
     for first, last in ends:
         if first is None or last is None:

@@ -189,6 +189,7 @@ async def test_filters_survive_a_crash_and_end_with_what_they_read(
         altered = {"table": "late_2", "columns": "id", "where": "feeling > 'sad'"}
         again = await end(altered, "ALTER TYPE mood ADD VALUE 'ok' BEFORE 'happy'")
         assert again.status == 200
+        assert (await end(altered, "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")).status == 400
 
 
 async def test_a_filter_that_fails_late_is_refused_and_no_log_quotes_the_row(

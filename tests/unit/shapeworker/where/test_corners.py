@@ -187,6 +187,9 @@ CORNERS = {
         ai[1] = 1
         ai[2] = 100
         ai[i4] IS NULL
+        (NULL::int4[])[f8::int4] IS NULL
+        (NULL::int4[])[f8::int4:] IS NULL
+        ai[f8::int4] IS NULL
         ai[1.5] = 1
         ai[1][1] IS NULL
         ai[2:3] = '{1,2}'
