@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from shapeworker.where import InvalidWhere, compile_where
+from shapeworker.where.tree import Apply, Expression, parts
 from tests.pipeline.writer import Writer
 from tests.unit.shapeworker.routing.test_router import indexable
 from tests.unit.shapeworker.where.expressions import Expressions, row
@@ -114,7 +115,8 @@ async def clauses(url: str, seed: int, count: int) -> list[Clause]:
 
 async def _divides(connection: psycopg.AsyncConnection, text: str) -> bool:
     try:
-        compile_where(text, {}, COLUMNS)
+        if any(map(_reads_a_time, parts(compile_where(text, {}, COLUMNS).tree))):
+            return False
         # Once in the list and once as the condition, since the planner treats them differently.
         for query in (f"SELECT count(*) FILTER (WHERE {text}) FROM pool", f"SELECT count(*) FROM pool WHERE {text}"):
             fetched = await (await connection.execute(query.encode())).fetchone()
@@ -123,6 +125,16 @@ async def _divides(connection: psycopg.AsyncConnection, text: str) -> bool:
     assert fetched is not None
     matching: int = fetched[0]
     return 0 < matching < FAMILIES * VARIANTS
+
+
+def _reads_a_time(node: Expression) -> bool:
+    """Whether it casts a text to a time: Postgres reads forms that end the shape here."""
+    return (
+        isinstance(node, Apply)
+        and node.function.role == "cast"
+        and node.function.arguments[0].category == "S"
+        and node.type.category in "DT"
+    )
 
 
 def _with_parameters(text: str) -> Clause:
