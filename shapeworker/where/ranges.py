@@ -32,6 +32,17 @@ _QUOTED: Final = re.compile(r'""|\\(.)', re.DOTALL)
 _SPECIAL: Final = frozenset('"\\()[],' + SPACE)
 
 
+def read_range(element: Callable[[bytes], Any], text: bytes) -> Range:
+    """A range of a built-in type as Postgres prints it, in its canonical form. ``element`` reads a bound."""
+    if text == b"empty":
+        return EMPTY
+    low, _, high = text[1:-1].partition(b",")
+    return (
+        (0, element(low.strip(b'"')), 0 if text[:1] == b"[" else 1) if low else BELOW,
+        (0, element(high.strip(b'"')), 0 if text[-1:] == b"]" else -1) if high else ABOVE,
+    )
+
+
 def parse_range(text: str, element: Callable[[str], Any], successor: Successor | None) -> Range:
     """A range in its text form. ``element`` reads the value of a bound. Raises ValueError."""
     stripped = text.strip(SPACE)

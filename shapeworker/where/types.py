@@ -203,17 +203,13 @@ def _range(name: str, subtype: Type, successor: ranges.Successor | None = None) 
     return _scalar(
         name,
         "R",
-        partial(_read_range, _from_text(subtype), successor),
+        partial(ranges.read_range, subtype.read),
         partial(ranges.parse_range, element=subtype.input, successor=successor),
         partial(ranges.write_range, element=subtype.printed),
         raw=True if subtype.raw else None,
         subtype=subtype,
         successor=successor,
     )
-
-
-def _read_range(element: Callable[[str], Any], successor: ranges.Successor | None, text: bytes) -> ranges.Range:
-    return ranges.parse_range(text.decode(), element, successor)
 
 
 def _from_text(type_: Type) -> Callable[[str], Any]:
