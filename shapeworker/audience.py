@@ -7,6 +7,7 @@ not concern.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -204,7 +205,10 @@ def _matches(shape: Shape, row: Row, failed: dict[Shape, EvaluationError]) -> bo
         return bool(shape.filter.predicate(row))
     except EvaluationError as error:
         failed[shape] = error
-    except Exception as error:
-        log.exception("a filter cannot read a row", handle=shape.handle, table=shape.table.name)
+    except Exception as error:  # noqa: BLE001 - it ends this shape, and no other
+        # Not its message, which may quote the row.
+        kind, place = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename}:{place.lineno}"
+        log.error("a filter cannot read a row", handle=shape.handle, table=shape.table.name, error=kind, at=where)
         failed[shape] = EvaluationError(f"internal error: {type(error).__name__}")
     return False
