@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from psycopg import sql
 
-from shapeworker.where import compile_where
+from shapeworker.where import InvalidWhere, compile_where
 from shapeworker.where.functions import OPERATORS
 from shapeworker.where.overloads import select
 from shapeworker.where.types import BY_NAME, CIDR, INET, RANGES, Type
@@ -154,6 +154,15 @@ def test_operators_are_found_as_in_postgres(oracle: Oracle, accepted: bool) -> N
         client, snapshot = oracle.verdicts([text, filter_.sql.as_string(None)])
         for row_, *verdicts in zip(oracle.rows, client, snapshot, strict=True):
             assert agree(filter_, row_, *verdicts), (text, verdicts)
+
+
+@pytest.mark.parametrize("range_", ["empty", "(,)", "[1,1)"])
+def test_what_the_planner_decides_without_the_value_is_refused(range_: str) -> None:
+    for text in ("$1::int4range @> i4", "i4 <@ $1::int4range", f"i4 <@ int4range '{range_}'"):
+        with pytest.raises(InvalidWhere, match="holds NULL depends on the version"):
+            compile_where(text, {"1": range_}, COLUMNS)
+    for text in ("ri @> $1", "i4 <@ ANY (ARRAY[$1, '[1,2)']::int4range[])", "$1::int4range @> ANY (ai)"):
+        compile_where(text, {"1": range_}, COLUMNS)
 
 
 def test_parameters_take_the_type_of_a_range() -> None:
