@@ -103,7 +103,7 @@ class Delivery:
     def __init__(
         self,
         shapes: Shapes,
-        live: Live[Shape, Answer],
+        live: Live[Shape],
         answers: LiveAnswers,
         policy: Policy,
         clock: Callable[[], float] = time.time,
@@ -192,7 +192,7 @@ class Delivery:
             limit = self._policy.long_poll_ms / 1000
             if is_ahead:
                 limit = min(limit / 2, give_up - loop.time())
-            waiter = self._live.wait(shape, offset, position.last, limit, ahead=is_ahead)
+            waiter = self._live.wait(shape, offset, position.last, limit, self._answers, ahead=is_ahead)
             try:
                 outcome = await waiter.future
             finally:

@@ -20,7 +20,7 @@ from gateway.exchange import Connection
 from gateway.hints import Hints
 from gateway.live import Live
 from gateway.progress import Progress
-from gateway.response import Answer, CachePolicy
+from gateway.response import CachePolicy
 from gateway.service import Service
 from gateway.shapes import Shape, Shapes
 from gateway.wheel import TICK
@@ -51,7 +51,7 @@ class Gateway:
         self._hints = Hints(self._service, self._workers)
         policy = Policy(CachePolicy(settings.cache_max_age, settings.cache_stale_age), settings.long_poll_timeout_ms)
         answers = LiveAnswers(self._progress, policy)
-        self._live: Live[Shape, Answer] = Live(self._hints, answers, loop.time)
+        self._live: Live[Shape] = Live(self._hints, loop.time)
         self._shapes = Shapes(settings.storage_dir, self._service, self._workers)
         self._app = App(
             service=self._service,

@@ -2,14 +2,14 @@
 
 A state machine under a given clock; it looks at a shape only through :class:`Watched`. Hints make it fast and may all
 be lost: each shape with waiters is looked at once a second, and once more before a deadline is told (engine.md INV-41).
-All waiters of a shape at one offset get the same answer object.
+All waiters of a shape at one offset, in one live mode, get the same answer object.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from common.lsn import SNAPSHOT_END, Offset
 from gateway.shapes import ShapeGone
@@ -55,7 +55,7 @@ class Subscriptions(Protocol):
 
 
 class Answers(Protocol[S_contra, A_co]):
-    """Makes the shared answers. ``seen`` was sampled before the log was looked at."""
+    """Makes the shared answers of one live mode. ``seen`` was sampled before the log was looked at."""
 
     def seen(self, shape: S_contra) -> int:
         """The LSN that an answer about this shape may claim, now."""
@@ -63,8 +63,8 @@ class Answers(Protocol[S_contra, A_co]):
     def changed(self, shape: S_contra, offset: Offset) -> A_co | None:
         """What those at ``offset`` get now that there is more; ``None`` if each must read for itself."""
 
-    def unchanged(self, shape: S_contra, offset: Offset, last: Offset, seen: int) -> A_co:
-        """What those at ``offset`` get when nothing came until their deadline."""
+    def unchanged(self, shape: S_contra, offset: Offset, last: Offset, seen: int) -> A_co | None:
+        """What those at ``offset`` get when nothing came until their deadline; ``None`` if each says it by itself."""
 
 
 class Changed(Generic[A]):
@@ -77,7 +77,7 @@ class Changed(Generic[A]):
 
 
 class Expired(Generic[A]):
-    """Nothing came until the deadline: the answer, ``None`` for whoever is ahead of the log."""
+    """Nothing came until the deadline: the answer, ``None`` for whoever has none to share or is ahead of the log."""
 
     __slots__ = ("answer",)
 
@@ -97,63 +97,76 @@ Outcome = Changed[A] | Expired[A] | Gone
 class Waiter(Generic[S, A]):
     """One request that waits; ``ahead`` if its offset lies beyond the log, which may be being replayed."""
 
-    __slots__ = ("ahead", "future", "offset", "watch")
+    __slots__ = ("ahead", "answers", "future", "offset", "slot", "watch")
 
-    def __init__(self, watch: _Watch[S, A], offset: Offset, ahead: bool, future: asyncio.Future[Outcome[A]]) -> None:
+    def __init__(
+        self,
+        watch: _Watch[S],
+        offset: Offset,
+        answers: Answers[S, A],
+        ahead: bool,
+        future: asyncio.Future[Outcome[A]],
+    ) -> None:
         self.watch = watch
         self.offset = offset
+        self.answers = answers
         self.ahead = ahead
         self.future = future
+        self.slot = 0
 
 
-class _Watch(Generic[S, A]):
+class _Watch(Generic[S]):
     __slots__ = ("idle_since", "last", "shape", "waiters")
 
     def __init__(self, shape: S, now: float) -> None:
         self.shape = shape
-        self.waiters: dict[Waiter[S, A], None] = {}
+        self.waiters: dict[Waiter[S, Any], None] = {}
         self.last: Offset | None = None
         self.idle_since = now
 
 
-class Live(Generic[S, A]):
+class Live(Generic[S]):
     """The registry of waiters. ``advance`` must be called with the clock at least every few ticks of the wheel."""
 
-    def __init__(self, subscriptions: Subscriptions, answers: Answers[S, A], clock: Callable[[], float]) -> None:
+    def __init__(self, subscriptions: Subscriptions, clock: Callable[[], float]) -> None:
         self._subscriptions = subscriptions
-        self._answers = answers
         self._clock = clock
-        self._watches: dict[str, _Watch[S, A]] = {}
-        self._wheel: Wheel[Waiter[S, A] | _Watch[S, A]] = Wheel(clock())
-        self._closing = False
+        self._watches: dict[str, _Watch[S]] = {}
+        self._wheel: Wheel[Waiter[S, Any] | _Watch[S]] = Wheel(clock())
+        self.closing = False
 
     def enter(self, shape: S) -> bool:
         """Subscribe to a shape; ``True`` if that is new, so that what was read of it before may be out of date."""
         if shape.handle in self._watches:
             return False
-        watch: _Watch[S, A] = _Watch(shape, self._clock())
+        watch = _Watch(shape, self._clock())
         self._watches[shape.handle] = watch
         self._wheel.add(self._clock() + LOOK_EVERY, watch)
         self._subscriptions.want(shape.handle, shape.partition)
         return True
 
-    def wait(self, shape: S, offset: Offset, last: Offset, limit: float, *, ahead: bool = False) -> Waiter[S, A]:
+    def wait(
+        self, shape: S, offset: Offset, last: Offset, limit: float, answers: Answers[S, A], *, ahead: bool = False
+    ) -> Waiter[S, A]:
         """Wait up to ``limit`` seconds for more than ``last``, the log's end as read after :meth:`enter`.
 
-        The waiter's future gets the :data:`Outcome`. Pair with :meth:`leave`.
+        The waiter's future gets the :data:`Outcome`, with what ``answers`` makes. Pair with :meth:`leave`.
         """
         self.enter(shape)
         watch = self._watches[shape.handle]
         watch.shape = shape
-        waiter = Waiter(watch, offset, ahead, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[Outcome[A]] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(watch, offset, answers, ahead, future)
         if watch.last is None or last > watch.last:
             watch.last = last
         watch.waiters[waiter] = None
-        self._wheel.add(self._clock() + (0 if self._closing else limit), waiter)
+        waiter.slot = self._wheel.add(self._clock() + (0 if self.closing else limit), waiter)
         return waiter
 
     def leave(self, waiter: Waiter[S, A]) -> None:
         """The request is answered, or its client has gone."""
+        # Else the wheel would keep the answer until the deadline.
+        self._wheel.discard(waiter.slot, waiter)
         waiter.watch.waiters.pop(waiter, None)
         waiter.watch.idle_since = self._clock()
 
@@ -171,7 +184,7 @@ class Live(Generic[S, A]):
 
     def advance(self, now: float) -> None:
         """Look at the shapes whose turn it is, and answer those whose time is over."""
-        expired: dict[_Watch[S, A], list[Waiter[S, A]]] = {}
+        expired: dict[_Watch[S], list[Waiter[S, Any]]] = {}
         for item in self._wheel.advance(now):
             if isinstance(item, Waiter):
                 if not item.future.done():
@@ -183,7 +196,7 @@ class Live(Generic[S, A]):
 
     def close(self) -> None:
         """Answer everybody now, as at their deadline, and whoever still comes at the next tick."""
-        self._closing = True
+        self.closing = True
         for watch in list(self._watches.values()):
             self._expire(watch, list(watch.waiters))
 
@@ -192,7 +205,7 @@ class Live(Generic[S, A]):
         """How many requests wait."""
         return sum(len(watch.waiters) for watch in self._watches.values())
 
-    def _turn(self, watch: _Watch[S, A], now: float) -> None:
+    def _turn(self, watch: _Watch[S], now: float) -> None:
         if self._watches.get(watch.shape.handle) is not watch:
             return
         if watch.waiters:
@@ -203,7 +216,7 @@ class Live(Generic[S, A]):
             return
         self._wheel.add(now + LOOK_EVERY, watch)
 
-    def _look(self, watch: _Watch[S, A]) -> bool:
+    def _look(self, watch: _Watch[S]) -> bool:
         """Read the end of the log and wake whom it concerns; ``False`` if the shape is gone."""
         try:
             last = watch.shape.last()
@@ -218,7 +231,7 @@ class Live(Generic[S, A]):
             return watch.last is not None
         grown = watch.last is None or last > watch.last
         watch.last = last
-        answers: dict[Offset, A | None] = {}
+        made: dict[tuple[Answers[S, Any], Offset], Any] = {}
         for waiter in list(watch.waiters):
             if waiter.future.done():
                 continue
@@ -226,35 +239,37 @@ class Live(Generic[S, A]):
                 if grown:
                     waiter.future.set_result(Changed(None))
             elif last > max(waiter.offset, SNAPSHOT_END):
-                if waiter.offset not in answers:
-                    answers[waiter.offset] = self._answers.changed(watch.shape, waiter.offset)
-                waiter.future.set_result(Changed(answers[waiter.offset]))
+                kind = (waiter.answers, waiter.offset)
+                if kind not in made:
+                    made[kind] = waiter.answers.changed(watch.shape, waiter.offset)
+                waiter.future.set_result(Changed(made[kind]))
         return True
 
-    def _expire(self, watch: _Watch[S, A], waiters: list[Waiter[S, A]]) -> None:
-        seen = self._answers.seen(watch.shape)
+    def _expire(self, watch: _Watch[S], waiters: list[Waiter[S, Any]]) -> None:
+        seen = {answers: answers.seen(watch.shape) for answers in {waiter.answers for waiter in waiters}}
         if not self._look(watch):
             return
         last = watch.last
         assert last is not None
-        answers: dict[Offset, A] = {}
+        made: dict[tuple[Answers[S, Any], Offset], Any] = {}
         for waiter in waiters:
             if waiter.future.done():
                 continue
             if waiter.ahead:
                 waiter.future.set_result(Expired(None))
                 continue
-            if waiter.offset not in answers:
-                answers[waiter.offset] = self._answers.unchanged(watch.shape, waiter.offset, last, seen)
-            waiter.future.set_result(Expired(answers[waiter.offset]))
+            answers, offset = kind = (waiter.answers, waiter.offset)
+            if kind not in made:
+                made[kind] = answers.unchanged(watch.shape, offset, last, seen[answers])
+            waiter.future.set_result(Expired(made[kind]))
 
-    def _end(self, watch: _Watch[S, A]) -> None:
+    def _end(self, watch: _Watch[S]) -> None:
         for waiter in watch.waiters:
             if not waiter.future.done():
                 waiter.future.set_result(Gone())
         self._drop(watch)
 
-    def _drop(self, watch: _Watch[S, A]) -> None:
+    def _drop(self, watch: _Watch[S]) -> None:
         if self._watches.get(watch.shape.handle) is watch:
             del self._watches[watch.shape.handle]
             self._subscriptions.drop(watch.shape.handle)

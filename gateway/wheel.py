@@ -12,19 +12,29 @@ T = TypeVar("T")
 
 
 class Wheel(Generic[T]):
-    """Items by deadline. Nothing is ever taken out but by time: whoever cancels leaves the item to be ignored."""
+    """Items by deadline, each at most once at a time."""
 
     __slots__ = ("_done", "_slots")
 
     def __init__(self, now: float) -> None:
         """All times are seconds of one monotonic clock."""
         self._done = math.floor(now / TICK)
-        self._slots: dict[int, list[T]] = {}
+        self._slots: dict[int, dict[T, None]] = {}
 
-    def add(self, deadline: float, item: T) -> None:
-        """Let ``item`` come out at the first :meth:`advance` at or after ``deadline``, never at the present one."""
+    def add(self, deadline: float, item: T) -> int:
+        """Let ``item`` come out at the first :meth:`advance` at or after ``deadline``, never at the present one.
+
+        The result is its slot, for :meth:`discard`.
+        """
         slot = max(math.ceil(deadline / TICK), self._done + 1)
-        self._slots.setdefault(slot, []).append(item)
+        self._slots.setdefault(slot, {})[item] = None
+        return slot
+
+    def discard(self, slot: int, item: T) -> None:
+        """Take an item out before its time; nothing if it has come out."""
+        items = self._slots.get(slot)
+        if items is not None:
+            items.pop(item, None)
 
     def advance(self, now: float) -> list[T]:
         """What is due, in the order of deadlines."""

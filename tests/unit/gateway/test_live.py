@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ class World:
         self.subscribed: list[str] = []
         self.made: list[str] = []
         self.too_large = False
-        self.live: Live[Log, str] = Live(self, self, lambda: self.now)
+        self.live: Live[Log] = Live(self, lambda: self.now)
 
     def want(self, handle: str, partition: int) -> None:
         self.subscribed.append(handle)
@@ -57,7 +59,7 @@ class World:
 
     def wait(self, log: Log, offset: Offset, limit: float = 20.0, ahead: bool = False) -> Waiter[Log, str]:
         assert log.end is not None
-        return self.live.wait(log, offset, log.end, limit, ahead=ahead)
+        return self.live.wait(log, offset, log.end, limit, self, ahead=ahead)
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -196,6 +198,33 @@ async def test_who_left_is_not_answered() -> None:
     assert outcome(stays) == "Changed 0_inf..9_0"
 
 
+async def test_an_answer_is_forgotten_once_it_is_sent() -> None:
+    """Else each would stay in memory until the deadline of those it went to."""
+    world, log = World(), Log()
+    waiter = world.wait(log, SNAPSHOT_END)
+    log.end = Offset(9, 0)
+    world.live.tail("h")
+    answered = weakref.ref(waiter.future)
+    world.live.leave(waiter)
+    del waiter
+    assert answered() is None
+
+
+async def test_each_live_mode_makes_its_own_answers() -> None:
+    class Other(World):
+        def changed(self, shape: Log, offset: Offset) -> str | None:
+            return f"other {super().changed(shape, offset)}"
+
+    world, log, other = World(), Log(), Other()
+    waiters = [world.wait(log, SNAPSHOT_END) for _ in range(2)]
+    others = [world.live.wait(log, SNAPSHOT_END, SNAPSHOT_END, 20.0, other) for _ in range(2)]
+    log.end = Offset(9, 0)
+    world.live.tail("h")
+    assert {outcome(waiter) for waiter in waiters} == {"Changed 0_inf..9_0"}
+    assert {outcome(waiter) for waiter in others} == {"Changed other 0_inf..9_0"}
+    assert world.made == other.made == ["changed 0_inf"]
+
+
 async def test_closing_answers_everybody_and_who_comes_later() -> None:
     world, log = World(), Log(end=Offset(9, 0))
     early = world.wait(log, Offset(9, 0))
@@ -224,13 +253,15 @@ async def test_outcomes_carry_their_answer() -> None:
 @given(st.lists(st.floats(0, 100), max_size=30), st.lists(st.floats(0, 5), min_size=1, max_size=60))
 def test_the_wheel_is_never_early_and_at_most_a_tick_late(deadlines: list[float], steps: list[float]) -> None:
     now = 1000.0
-    wheel: Wheel[float] = Wheel(now)
-    for deadline in deadlines:
-        wheel.add(now + deadline, now + deadline)
-    waiting = [now + deadline for deadline in deadlines]
+    wheel: Wheel[int] = Wheel(now)
+    waiting = {item: now + deadline for item, deadline in enumerate(deadlines)}
+    slots = {item: wheel.add(deadline, item) for item, deadline in waiting.items()}
+    for item in list(waiting)[::3]:
+        del waiting[item]
+        wheel.discard(slots[item], item)
+        wheel.discard(slots[item], item)
     for step in steps:
         now += step
         for item in wheel.advance(now):
-            assert item <= now + 1e-6
-            waiting.remove(item)
-        assert all(item > now - TICK - 1e-6 for item in waiting)
+            assert waiting.pop(item) <= now + 1e-6
+        assert all(deadline > now - TICK - 1e-6 for deadline in waiting.values())
