@@ -21,6 +21,7 @@ from gateway.progress import Progress
 from gateway.request import LogQuery
 from gateway.response import Answer, CachePolicy
 from gateway.shapes import Shape, ShapeGone, Shapes, Unavailable
+from gateway.sse import EventStreams
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -114,6 +115,7 @@ class Delivery:
         self._answers = answers
         self._policy = policy
         self._clock = clock
+        self._events = EventStreams(live, policy.long_poll_ms / 1000)
 
     async def run(self, exchange: Exchange, query: LogQuery) -> None:
         """Answer one request. Raises ``ConnectionError`` when the client is gone."""
@@ -143,6 +145,8 @@ class Delivery:
         if query.offset is None:
             seen = self._answers.seen(shape)
             return await exchange.answer(self._answers.empty(shape, None, reader.last(), live=False, seen=seen))
+        if query.sse:
+            return await self._events.run(exchange, shape, reader, query.offset, self._cursor(query))
         chunk = log.snapshot_chunk(query.offset, shape.seen)
         if chunk is not None:
             return await self._send_chunk(exchange, query, shape, reader, chunk)

@@ -11,7 +11,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -197,6 +197,39 @@ class Exchange:
         else:
             await self._write(data)
 
+    async def start_events(self, answer: Answer, extra: str = "") -> None:
+        """Send the head of an answer without end; :meth:`write_framed` sends its body.
+
+        An HTTP/1.0 connection ends with it: an event that was cut off is none, so nothing can be taken for the whole.
+        """
+        self._slices = True
+        self._chunked = not self.measured and not self.head_only
+        if self.measured:
+            self._keep_alive = False
+        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
+        self.started = True
+        await self._write(self._head(answer, framing + extra, lasting=True))
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body that was started goes out in chunks."""
+        return self._chunked
+
+    def framed(self, pieces: Sequence[bytes]) -> bytes:
+        """Pieces as they go over this connection."""
+        return frame(pieces) if self._chunked else b"".join(pieces)
+
+    async def write_framed(self, data: bytes) -> None:
+        """Send what :meth:`framed` made, or :func:`frame` for a chunked body, and wait until most of it is taken.
+
+        So no more than this waits for the client, and what the connection holds anyway. Raises as :meth:`write`.
+        """
+        writer = self._request.writer
+        assert isinstance(writer, StreamWriter)
+        async with asyncio.timeout(self._send_timeout):
+            await writer.write(data, drain=False)
+            await writer.drain()
+
     async def finish(self) -> None:
         """Tell the client that the body is whole."""
         if self._chunked:
@@ -224,7 +257,7 @@ class Exchange:
                 await write(piece, drain=False)
             await write(pieces[-1])
 
-    def _head(self, answer: Answer, lines: str) -> bytes:
+    def _head(self, answer: Answer, lines: str, *, lasting: bool = False) -> bytes:
         fields = answer.fields
         common = (
             f"date: {_date(int(time.time()))}\r\nx-request-id: {self._request_id()}\r\nelectric-server: {SERVER}\r\n"
@@ -241,7 +274,7 @@ class Exchange:
         self._keep_alive = self._keep_alive and self._stays_open()
         if not self._keep_alive:
             common += "connection: close\r\n"
-        elif self.measured or answer.status == 204:
+        elif self.measured or lasting or answer.status == 204:
             common += "connection: keep-alive\r\n"
         head = f"{common}{answer.block}{lines}\r\n"
         return _status_line(answer.status) + head.encode("utf-8", "surrogateescape")
@@ -255,6 +288,11 @@ class Exchange:
     def _origin(self) -> str:
         origins = self._request.headers.getall("origin", [])
         return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else "*"
+
+
+def frame(pieces: Iterable[bytes]) -> bytes:
+    """Each piece as a chunk of its own, so that clients are handed them one by one."""
+    return b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces])
 
 
 def _status_line(status: int) -> bytes:

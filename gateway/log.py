@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Final, NamedTuple
 
-from common.lsn import BEFORE_ALL, OP_INFINITE, Offset
+from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset
 from common.shapelog.layout import DamagedLog, Header, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
 from gateway.shapes import ShapeGone
@@ -34,6 +34,8 @@ _SEPARATOR: Final = 2
 """Bytes of the separator; the last one of a body is left out."""
 
 _ATTEMPTS: Final = 100
+
+_BEYOND_ALL: Final = Offset(MAX_LSN, OP_INFINITE)
 
 
 class SnapshotStalled(Exception):
@@ -81,6 +83,16 @@ def locate(reader: ShapeReader, offset: Offset) -> Position:
         if not position.is_empty or position.range.end_offset >= position.last:
             return position
     raise DamagedLog("the log grows but has nothing to read")
+
+
+def rest(reader: ShapeReader, offset: Offset) -> LogRange:
+    """All that the log has after ``offset``, over the ends of chunks; empty, with the log's last offset, if nothing.
+
+    It ends with a transaction. Raises ``DamagedLog``, ``OSError``.
+    """
+    # In this order: what is committed does not change, so the first of two looks sets the end.
+    last = reader.after(_BEYOND_ALL)
+    return last if last.end_offset <= offset else last._replace(start=reader.after(offset).start)
 
 
 def body(reader: ShapeReader, part: LogRange, tail: bytes) -> bytes:
@@ -136,9 +148,9 @@ async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk:
     while True:
         # In this order: once the header says closed, the size read after it is final.
         closed = is_closed(chunk, header())
-        end = (_final_size(reader, chunk) if closed else _size(reader, chunk)) - _SEPARATOR
+        end = (final_size(reader, chunk) if closed else _size(reader, chunk)) - _SEPARATOR
         while at < end:
-            data = _read(reader, chunk, at, min(SLICE, end - at))
+            data = read_chunk(reader, chunk, at, min(SLICE, end - at))
             at += len(data)
             yield data
             deadline = loop.time() + GROWTH_TIMEOUT
@@ -154,13 +166,13 @@ def closed_length(header: Header, reader: ShapeReader, chunk: int) -> int | None
     """The length of the body that a closed chunk makes; ``None`` while it grows. Raises ``ShapeGone``, ``OSError``."""
     if not is_closed(chunk, header):
         return None
-    return _final_size(reader, chunk) - _SEPARATOR + len(b"[]")
+    return final_size(reader, chunk) - _SEPARATOR + len(b"[]")
 
 
 def closed_body(reader: ShapeReader, chunk: int) -> bytes:
     """The whole body that a closed chunk makes. Raises ``ShapeGone``, ``OSError``."""
-    size = _final_size(reader, chunk)
-    data = _read(reader, chunk, 0, size)
+    size = final_size(reader, chunk)
+    data = read_chunk(reader, chunk, 0, size)
     if len(data) != size:
         raise ShapeGone("a closed chunk of the snapshot shrank")
     return b"[" + data[:-_SEPARATOR] + b"]"
@@ -177,7 +189,7 @@ async def await_closed(header: Callable[[], Header], reader: ShapeReader, chunk:
         elif loop.time() > deadline:
             raise SnapshotStalled
         await asyncio.sleep(GROWTH_POLL)
-    return _final_size(reader, chunk) - _SEPARATOR + len(b"[]")
+    return final_size(reader, chunk) - _SEPARATOR + len(b"[]")
 
 
 def _size(reader: ShapeReader, chunk: int) -> int:
@@ -188,14 +200,16 @@ def _size(reader: ShapeReader, chunk: int) -> int:
         return 0
 
 
-def _final_size(reader: ShapeReader, chunk: int) -> int:
+def final_size(reader: ShapeReader, chunk: int) -> int:
+    """The bytes of a closed chunk's file, the last separator included. Raises ``ShapeGone``, ``OSError``."""
     try:
         return reader.snapshot_size(chunk)
     except FileNotFoundError:
         raise ShapeGone("a closed chunk of the snapshot is gone") from None
 
 
-def _read(reader: ShapeReader, chunk: int, start: int, size: int) -> bytes:
+def read_chunk(reader: ShapeReader, chunk: int, start: int, size: int) -> bytes:
+    """Bytes of a snapshot chunk that are known to be there. Raises ``ShapeGone`` if they are not, ``OSError``."""
     try:
         data = reader.read_snapshot(chunk, start, size)
     except FileNotFoundError:

@@ -25,7 +25,6 @@ INVALID: Final = "is invalid"
 OUT_OF_BOUNDS: Final = "out of bounds for this shape"
 NOT_NUMBERS: Final = "Parameters can only use numbers as keys"
 NOT_SEQUENTIAL: Final = "Parameters must be numbered sequentially, starting from 1"
-NO_SSE: Final = "server-sent events are not supported by this version: use long-polling, live=true without live_sse"
 NO_SUBSET: Final = "subset snapshots are not supported by this version"
 
 _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
@@ -50,6 +49,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A valid GET: ``offset`` is ``None`` for ``now``; ``cursor`` is 0 when the client sent none that counts.
 
     ``shape`` is what identifies the shape; ``sent`` is the same with the clause as the client wrote it, for errors.
+    ``sse`` asks for events; it implies ``live``, and an offset.
     """
 
     shape: ShapeRequest
@@ -57,6 +57,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     offset: Offset | None
     handle: str | None
     live: bool
+    sse: bool
     cursor: int
 
     @property
@@ -94,13 +95,12 @@ def parse_log_query(query: Mapping[str, Value]) -> LogQuery:
         raise InvalidRequest({"live": ["can't be true when offset is 'now'"]})
     if live_sse and not live:
         raise InvalidRequest({"live_sse": ["can't be true unless live is also true"]})
-    if live_sse:
-        raise InvalidRequest({"live_sse": [NO_SSE]})
     sent = definition.shape()
     if any(name == "subset" or name.startswith("subset__") for name in query):
         raise InvalidRequest({"subset": [NO_SUBSET]})
+    cursor = _cursor(query.get("cursor"))
     return LogQuery(
-        shape=_normal(sent), sent=sent, offset=offset, handle=handle, live=live, cursor=_cursor(query.get("cursor"))
+        shape=_normal(sent), sent=sent, offset=offset, handle=handle, live=live, sse=live_sse, cursor=cursor
     )
 
 

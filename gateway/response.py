@@ -27,6 +27,9 @@ NO_STORE: Final = {"cache-control": "no-store", "surrogate-control": "no-store"}
 NO_CACHE: Final = {"cache-control": "no-cache"}
 JSON: Final = {"content-type": "application/json; charset=utf-8"}
 
+EVENTS_MAX_AGE: Final = 59
+"""Seconds that caches may keep a stream of events: one less than it lasts (http-api.md 21)."""
+
 _NOT_HEADER_SAFE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -141,6 +144,23 @@ def log_fields(
     fields["electric-has-data"] = "true" if unique is None else "false"
     fields["electric-offset"] = str(end)
     return fields
+
+
+def event_fields(*, handle: str, requested: Offset, offset: Offset, end: Offset, complete: bool) -> dict[str, str]:
+    """The headers of column E of the matrix (http-api.md 20), all but the cursor.
+
+    ``offset`` is where a client goes on that saw no event, ``end`` the end of the log; ``complete`` tells that an
+    up-to-date event follows as soon as there is anything to send.
+    """
+    fields = {
+        "cache-control": f"public, max-age={EVENTS_MAX_AGE}",
+        "content-type": "text/event-stream",
+        "etag": etag(handle, requested, end),
+        "electric-handle": handle,
+    }
+    if complete:
+        fields["electric-up-to-date"] = ""
+    return {**fields, "electric-has-data": "true", "electric-offset": str(offset)}
 
 
 def not_modified(fields: Mapping[str, str]) -> Answer:

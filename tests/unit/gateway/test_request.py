@@ -10,7 +10,6 @@ from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset
 from common.shape import ShapeRequest
 from gateway.query_string import parse_query
 from gateway.request import (
-    NO_SSE,
     NO_SUBSET,
     NOT_NUMBERS,
     NOT_SEQUENTIAL,
@@ -53,8 +52,6 @@ def log_query(query: str) -> LogQuery:
             {"live_sse": ["can't be true unless live is also true"]},
         ),
         ("table=recipes&offset=-1&experimental_live_sse=yes", {"live_sse": ["is invalid"]}),
-        ("table=recipes&offset=0_0&handle=h&live=true&live_sse=true", {"live_sse": [NO_SSE]}),
-        ("table=recipes&offset=0_0&handle=h&live=true&experimental_live_sse=true", {"live_sse": [NO_SSE]}),
         ("table=recipes&offset=-1&replica=half&log=none", {"replica": ["is invalid"], "log": ["is invalid"]}),
         ("replica=half", {"replica": ["is invalid"], "offset": ["can't be blank"]}),
         ("table=recipes&offset=-1&params=x", {"params": ["is invalid"]}),
@@ -174,6 +171,26 @@ def test_offsets(text: str, offset: Offset | None) -> None:
 )
 def test_live_is_on_unless_it_says_false(query: str, live: bool) -> None:
     assert log_query(f"table=recipes&handle=h&offset=0_0&{query}").live is live
+
+
+@pytest.mark.parametrize(
+    ("query", "sse"),
+    [
+        ("live_sse=true", True),
+        ("live_sse", True),
+        ("live_sse=false", False),
+        ("experimental_live_sse=true", True),
+        ("experimental_live_sse=1", True),
+        ("experimental_live_sse=0", False),
+        ("experimental_live_sse=", False),
+        ("live_sse=true&experimental_live_sse=true", True),
+        ("live_sse=true&experimental_live_sse=no", True),
+        ("live_sse=false&experimental_live_sse=true", False),
+        ("", False),
+    ],
+)
+def test_events_are_asked_for_by_either_name(query: str, sse: bool) -> None:
+    assert log_query(f"table=recipes&handle=h&offset=0_0&live=true&{query}").sse is sse
 
 
 @pytest.mark.parametrize(
