@@ -81,9 +81,12 @@ class ClientView:
         """What the present handle served."""
         return self.journals.setdefault(self.handle or "", Journal())
 
-    def query(self, live: bool) -> dict[str, str]:
-        """The parameters of the next request, as the official client builds them (client-expectations.md 1)."""
-        query = {"table": self.table, "offset": str(self.offset), "log": "full"}
+    def query(self, live: bool, events: bool = False) -> dict[str, str]:
+        """The parameters of the next request, as the official client builds them (client-expectations.md 1).
+
+        ``events``: a live one asks for server-sent events.
+        """
+        query = {"table": self.table, "offset": str(self.resume_at), "log": "full"}
         if self.columns is not None:
             query["columns"] = ",".join(f'"{name}"' for name in (c.replace('"', '""') for c in self.columns))
         if self.where is not None:
@@ -99,6 +102,8 @@ class ClientView:
             query["cursor"] = self.cursor
             if live:
                 query["live"] = "true"
+                if events:
+                    query |= {"live_sse": "true", "experimental_live_sse": "true"}
         return dict(sorted(query.items()))
 
     def accept(self, query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> None:
@@ -127,13 +132,41 @@ class ClientView:
                 self._take_log(requested, end, payload, raws)
         except Violation as violation:
             raise Violation(f"{violation} (requested {requested}, electric-offset {end})") from None
-        self.offset = end
+        self.offset, self.resume_at = max(self.offset, end), end
         if self.up_to_date:
             self._note_lsn(items[-1]["headers"])
         elif end == requested:
             raise Violation(f"no progress at {requested}: neither a new offset nor up-to-date")
         if live:
             self.cursor = headers["electric-cursor"]
+
+    def open_events(self, query: Mapping[str, str], headers: Mapping[str, str]) -> None:
+        """Take in the head of a stream of events. Raises Violation."""
+        self._check_headers(headers, live=True)
+        requested = parse_offset(query["offset"])
+        self._adopt_handle(headers["electric-handle"], requested)
+        if headers["content-type"] != "text/event-stream":
+            raise Violation(f"content-type {headers['content-type']} for events")
+        # The official client adopts it before any event, so it must not be past one.
+        if parse_offset(headers["electric-offset"]) != max(requested, SNAPSHOT_END):
+            raise Violation(f"events after {requested} are announced with offset {headers['electric-offset']}")
+        self.cursor = headers["electric-cursor"]
+
+    def accept_events(self, items: Sequence[bytes]) -> None:
+        """Take in the events of a stream up to the first up-to-date. Raises Violation."""
+        parsed, raws = _split(b"[" + b",\n".join(items) + b"]")
+        if not parsed or _control(parsed[-1]) != "up-to-date":
+            raise Violation(f"a batch does not end with up-to-date: {_short(raws[-1:])}")
+        headers = parsed[-2]["headers"] if len(parsed) > 1 else {}
+        if "lsn" not in headers or headers["lsn"] != parsed[-1]["headers"].get("global_last_seen_lsn"):
+            raise Violation(f"up-to-date does not name the LSN of the event before it: {_short(raws[-2:])}")
+        end = Offset(int(headers["lsn"]), headers["op_position"])
+        self.up_to_date = True
+        self._take_log(self.resume_at, end, parsed[:-1], raws)
+        self.offset = end
+        # No header comes with it: this is how the official client goes on (http-api.md 16.8).
+        self.resume_at = Offset(end.tx, 0)
+        self._note_lsn(parsed[-1]["headers"])
 
     def conflict(self, headers: Mapping[str, str], body: bytes) -> None:
         """Take in a 409: forget all and start again (http-api.md 11)."""
@@ -148,7 +181,8 @@ class ClientView:
 
     def _reset(self, handle: str | None) -> None:
         self.handle = handle
-        self.offset = BEFORE_ALL
+        self.offset: Offset = BEFORE_ALL
+        self.resume_at: Offset = BEFORE_ALL
         self.cursor = ""
         self.up_to_date = False
         self.rows: dict[str, Row] = {}
@@ -209,11 +243,15 @@ class ClientView:
         if not self._snapshot_ended:
             raise Violation("the log begins before snapshot-end was sent")
         entries = self.journal.entries
+        offset = requested
         for item, raw in zip(items, raws, strict=False):
             headers = item["headers"]
             if "operation" not in headers:
                 raise Violation(f"not a change: {_short(raw)}")
             offset = Offset(int(headers["lsn"]), headers["op_position"])
+            if self.resume_at < offset <= self.offset and entries.get(offset) == raw:
+                # The rest of the transaction that the last stream of events ended with: as asked for.
+                continue
             if not (requested < offset <= end and self._last_entry < offset):
                 raise Violation(f"entry {offset} is out of order after {self._last_entry}: {_short(raw)}")
             if offset.tx <= self._closed_tx:
@@ -224,9 +262,9 @@ class ClientView:
             self._last_entry = offset
             if headers.get("last"):
                 self._closed_tx = offset.tx
-        if items and end != self._last_entry:
-            raise Violation(f"electric-offset is not the last entry's offset {self._last_entry}")
-        if not items and end not in (requested, SNAPSHOT_END):
+        if items and end != offset:
+            raise Violation(f"electric-offset is not the last entry's offset {offset}")
+        if not items and end not in (requested, SNAPSHOT_END, self.offset):
             raise Violation("electric-offset moved without an entry")
         if self.up_to_date and self._moved is not None:
             raise Violation(f"up-to-date between delete and insert of a key change: {self._moved}")

@@ -56,8 +56,9 @@ class Fleet:
         replica: Replica = "default",
         where: str | None = None,
         params: Sequence[str] = (),
+        events: bool | None = None,
     ) -> Reader:
-        """A new reader, following from now on."""
+        """A new reader, following from now on; every second one by server-sent events unless told otherwise."""
         reader = Reader(
             self.url,
             table,
@@ -67,6 +68,7 @@ class Fleet:
             replica=replica,
             protected=self._protected,
             monotone_lsn=self._monotone_lsn,
+            events=len(self.readers) % 2 == 1 if events is None else events,
         )
         self.readers.append(reader.start())
         return reader
@@ -131,7 +133,7 @@ class Fleet:
             print(
                 f"{reader.name}: {len(reader.view.rows)} rows, {len(journal.snapshot)} snapshot items, "
                 f"{len(journal.entries)} entries, {len(reader.losses)} losses, {len(reader.refusals)} refusals, "
-                f"{len(reader.view.ended)} ended"
+                f"{len(reader.view.ended)} ended, {reader.streams} streams"
             )
 
     async def _until(self, condition: Callable[[], bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,6 +21,9 @@ SETTLED_SECONDS: Final = 5.0
 """A shape that was up to date this long ago is no longer being created: no crash may end it (engine.md 14.6)."""
 
 _REQUEST = aiohttp.ClientTimeout(total=60)
+_STREAM = aiohttp.ClientTimeout(sock_connect=60, sock_read=60)
+_EVENT = b"data: "
+_COMMENT = b": keep-alive"
 _BACKOFF = (0.05, 0.5)
 
 
@@ -29,7 +32,7 @@ class Reader:
 
     `protected`: this shape must live, a 409 is a failure at any time; with `may_end` none ever is. What the reader
     survived is counted: `losses` (broken or refused connections), `refusals` (429 and 5xx), `view.ended` (handles that
-    got a 409).
+    got a 409); and `streams` of events that it opened.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class Reader:
         replica: Replica = "default",
         protected: bool = False,
         monotone_lsn: bool = True,
+        events: bool = False,
     ) -> None:
+        """``events``: live by server-sent events instead of long-polls."""
         self.url = url
         self.table = table
         self.columns = columns
@@ -51,6 +56,9 @@ class Reader:
         self.params = params
         self.name = f"{table}{list(columns) if columns is not None else ''}{' full' if replica == 'full' else ''}"
         self.name += f" where {where} {list(params)}" if where is not None else ""
+        self.name += " by events" if events else ""
+        self.events = events
+        self.streams = 0
         self.protected = protected
         self.may_end = False
         self.losses: list[str] = []
@@ -162,14 +170,24 @@ class Reader:
     async def _step(self, live: bool) -> None:
         """One request, and what it does to the view. Losses and refusals are survived as the official client does."""
         assert self._session is not None
-        query = self.view.query(live)
+        query = self.view.query(live, self.events)
+        streams = "live_sse" in query
         try:
-            async with self._session.get(f"{self.url}/v1/shape", params=query, timeout=_REQUEST) as response:
+            async with self._session.get(
+                f"{self.url}/v1/shape", params=query, timeout=_STREAM if streams else _REQUEST
+            ) as response:
+                if streams and response.status == 200:
+                    self.view.open_events(query, response.headers)
+                    self.streams += 1
+                    await self._take_events(response.content)
+                    return
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             self.losses.append(repr(error))
             await _back_off()
             return
+        except Violation as violation:
+            raise self._wrong(violation, query) from None
         try:
             if response.status == 200:
                 self.view.accept(query, response.headers, body)
@@ -186,7 +204,26 @@ class Reader:
             else:
                 raise Violation(f"answer {response.status} {body[:500]!r}")
         except Violation as violation:
-            raise Violation(f"{self.name} (handle {self.view.handle}): {violation}\nrequest: {query}") from None
+            raise self._wrong(violation, query) from None
+
+    async def _take_events(self, content: aiohttp.StreamReader) -> None:
+        """Batch by batch until the stream ends; what comes behind its last up-to-date is dropped."""
+        carry = b""
+        items: list[bytes] = []
+        async for data in content.iter_any():
+            *lines, carry = (carry + data).split(b"\n\n")
+            for line in lines:
+                if line.startswith(_EVENT):
+                    items.append(line.removeprefix(_EVENT))
+                    if b'"control":"up-to-date"' in line:
+                        self.view.accept_events(items)
+                        items = []
+                        self._stepped.set()
+                elif line != _COMMENT:
+                    raise Violation(f"neither an event nor a comment: {line[:500]!r}")
+
+    def _wrong(self, violation: Violation, query: Mapping[str, str]) -> Violation:
+        return Violation(f"{self.name} (handle {self.view.handle}): {violation}\nrequest: {query}")
 
     def _check_may_end(self) -> None:
         if self.may_end:

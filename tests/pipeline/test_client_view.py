@@ -205,3 +205,92 @@ def test_framing_does_not_matter() -> None:
     items = [row(KEY_1, ",\n[{"), row(KEY_2, "]"), SNAPSHOT_END]
     view.accept(view.query(live=False), headers, json.dumps(items, indent=1).encode())
     assert [json.loads(raw) for raw in view.journal.snapshot] == items
+
+
+class Streams(Server):
+    """A server of events."""
+
+    def open(self, drop: str = "", **more: str) -> None:
+        query = self.view.query(live=True, events=True)
+        headers = {"electric-handle": "1-1", "electric-offset": query["offset"], "electric-cursor": "1"}
+        headers = {**headers, "content-type": "text/event-stream", **more}
+        headers.pop(drop, None)
+        self.view.open_events(query, headers)
+
+    def send(self, *items: dict[str, Any]) -> None:
+        self.view.accept_events([json.dumps(item).encode() for item in items])
+
+
+def streaming() -> Streams:
+    """A stream behind the snapshot, and a transaction of two changes by it."""
+    server = Streams()
+    server.synced()
+    assert {"live", "live_sse", "experimental_live_sse"} <= server.view.query(live=True, events=True).keys()
+    server.open()
+    server.send(*BATCH)
+    return server
+
+
+BATCH = (
+    change("insert", KEY_2, 200, 0, {"id": "2", "title": "Stew"}),
+    change("update", KEY_2, 200, 2, {"id": "2", "title": "Pie"}, last=True),
+    up_to_date(200),
+)
+LATER = (change("delete", KEY_2, 300, 6, {"id": "2"}, last=True), up_to_date(300))
+
+
+def test_events_are_followed_and_resumed_as_the_official_client_does() -> None:
+    server = streaming()
+    assert server.view.rows[KEY_2]["title"] == "Pie"
+    assert server.view.query(live=True)["offset"] == "200_0"
+    server.open()
+    server.send(BATCH[1], BATCH[2])
+    server.send(*LATER)
+    assert KEY_2 not in server.view.rows
+    assert (str(server.view.offset), server.view.lsn) == ("300_6", 300)
+
+
+def test_a_transaction_that_is_repeated_may_come_in_pages() -> None:
+    server = streaming()
+    server.open()
+    server.send(change("insert", "k3", 300, 0, {"id": "3", "title": ""}), *LATER)
+    server.view.up_to_date = False
+    server.answer("300_6", LATER[0])
+    server.answer("300_6", up_to_date(300))
+    assert server.view.query(live=False)["offset"] == "300_6"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"electric-offset": "200_2"}, {"electric-offset": "-1"}, {"content-type": "application/json"}],
+)
+def test_wrong_heads_of_streams(more: dict[str, str]) -> None:
+    with pytest.raises(Violation):
+        streaming().open(**more)
+
+
+@pytest.mark.parametrize("name", ["electric-handle", "electric-offset", "electric-cursor"])
+def test_missing_heads_of_streams(name: str) -> None:
+    with pytest.raises(Violation, match="missing headers"):
+        streaming().open(drop=name)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        BATCH,
+        (change("update", KEY_2, 200, 2, {"id": "2", "title": "Tart"}, last=True), BATCH[2]),
+        (LATER[0],),
+        (LATER[0], up_to_date(301)),
+        (LATER[0], up_to_date(200)),
+        (up_to_date(300),),
+        (LATER[0], up_to_date(300), up_to_date(300)),
+        (change("insert", "k0", 150, 0, {"id": "0", "title": ""}), up_to_date(150)),
+    ],
+    ids=["all again", "altered", "no end", "ahead", "behind", "nothing", "twice", "late"],
+)
+def test_wrong_batches_of_events(items: tuple[dict[str, Any], ...]) -> None:
+    server = streaming()
+    server.open()
+    with pytest.raises(Violation):
+        server.send(*items)
