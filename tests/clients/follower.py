@@ -33,12 +33,18 @@ def install_client() -> None:
 class Follower:
     """One shape, followed by `@electric-sql/client` from `async with` on.
 
-    `operations` and `refetches` count what subscribers of the stream were handed so far.
+    `operations` and `refetches` count what subscribers of the stream were handed so far, `streams` and `polls` its live
+    requests. `options` are further ones of the client's `ShapeStream`.
     """
 
-    def __init__(self, url: str, params: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self, url: str, params: Mapping[str, str], directory: Path, options: Mapping[str, Any] | None = None
+    ) -> None:
         self.url = url
         self.params = dict(params)
+        self.options = dict(options or {})
+        self.streams = 0
+        self.polls = 0
         self.operations: Counter[str] = Counter()
         self.refetches = 0
         self.lsn = -1
@@ -53,6 +59,7 @@ class Follower:
                 "follow.mjs",
                 f"{self.url}/v1/shape",
                 json.dumps(self.params),
+                json.dumps(self.options),
                 cwd=DIRECTORY,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -89,6 +96,11 @@ class Follower:
         rows: dict[str, dict[str, str | None]] = json.loads(self._dump.read_bytes())
         return rows
 
+    @property
+    def warnings(self) -> str:
+        """What the client wrote to standard error."""
+        return self._log.read_text(errors="replace")
+
     async def _event(self) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdout is not None
@@ -101,7 +113,8 @@ class Follower:
         self.lsn = int(event["lsn"])
         self.operations = Counter(event["operations"])
         self.refetches = event["refetches"]
+        self.streams = event["requests"]["streams"]
+        self.polls = event["requests"]["polls"]
 
     def _said(self) -> str:
-        said = self._log.read_text(errors="replace")
-        return f"\nstandard error of the client: {said[-3000:]}" if said else ""
+        return f"\nstandard error of the client: {self.warnings[-3000:]}" if self.warnings else ""

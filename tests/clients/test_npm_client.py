@@ -54,13 +54,16 @@ class _Table:
         assert different is None, different
 
 
+@pytest.mark.parametrize("events", [False, True], ids=["long-polls", "events"])
 async def test_client_follows_a_table_through_everything(
-    database: str, start_stack: StartStack, tmp_path: Path
+    database: str, start_stack: StartStack, tmp_path: Path, events: bool
 ) -> None:
+    """By events with chunks of 10 kB, where the reference loses rows (client-expectations.md 11)."""
     async with await psycopg.AsyncConnection.connect(database) as connection:
         await connection.execute(_SCHEMA)
-    stack = await start_stack(database, workers=2)
-    async with Follower(stack.url, {"table": "notes"}, tmp_path) as follower:
+    environment = {"ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD": "10000"} if events else {}
+    stack = await start_stack(database, workers=2, environment=environment)
+    async with Follower(stack.url, {"table": "notes"}, tmp_path, {"liveSse": events}) as follower:
         notes = _Table("notes", database, follower)
         await notes.run()
         await notes.run(
@@ -90,6 +93,10 @@ async def test_client_follows_a_table_through_everything(
         stack.kill9("ingester", *stack.workers, *stack.gateways)
         await notes.run("DELETE FROM notes WHERE id = 1", "INSERT INTO notes (id, title) VALUES (3, 'after the crash')")
         assert follower.refetches == refetches, "a restart made the client fetch anew"
+        if events:
+            await notes.run(*[f"UPDATE notes SET n = {n}" for n in range(5)])
+            assert (follower.streams > 0, follower.polls) == (True, 0)
+            assert "Falling back" not in follower.warnings
 
 
 async def test_client_fetches_a_snapshot_of_20_megabytes(

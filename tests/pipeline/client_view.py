@@ -54,7 +54,13 @@ class ClientView:
 
     `monotone_lsn`: `global_last_seen_lsn` may not fall; switch it off where processes are killed, since what only a
     dead process knew may be forgotten. That a change never lies at or below an LSN announced before holds always.
+
+    `offset` is how far what is held reaches; `resume_at` what the next request asks for, which lies before it after
+    server-sent events.
     """
+
+    offset: Offset
+    resume_at: Offset
 
     def __init__(
         self,
@@ -181,8 +187,7 @@ class ClientView:
 
     def _reset(self, handle: str | None) -> None:
         self.handle = handle
-        self.offset: Offset = BEFORE_ALL
-        self.resume_at: Offset = BEFORE_ALL
+        self.offset = self.resume_at = BEFORE_ALL
         self.cursor = ""
         self.up_to_date = False
         self.rows: dict[str, Row] = {}
