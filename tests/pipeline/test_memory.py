@@ -32,7 +32,7 @@ async def test_large_transaction(database: str, start_stack: StartStack) -> None
 
 
 async def stalled_clients(database: str, start_stack: StartStack, count: int, limit_mb: int) -> None:
-    """Clients that stop reading a snapshot, a long catch-up, and the answer to a long-poll; others are served on."""
+    """Clients that stop reading a snapshot, a catch-up, the answer to a long-poll, events; others are served on."""
     await create_tables(database)
     await insert(database, "wide", 1, 1000)
     stack = await start_stack(
@@ -53,21 +53,23 @@ async def stalled_clients(database: str, start_stack: StartStack, count: int, li
     async with (
         StalledClients(stack.port, count // 2) as snapshots,
         StalledClients(stack.port, count - count // 2) as catchers_up,
-        StalledClients(stack.port, count) as pollers,
+        StalledClients(stack.port, count - count // 4) as pollers,
+        StalledClients(stack.port, count // 4) as streamers,
         StalledClients(stack.port, 20) as modest,
     ):
         # 20 kB: more than they take, but little enough for the kernel, which then has to cut them off.
         await modest.ask(f"{place}&offset={early}")
         await modest.answered()
         await pollers.ask(f"{place}&offset={reader.offset}&live=true")
+        await streamers.ask(f"{place}&offset={reader.offset}&live=true&live_sse=true")
         await snapshots.ask(f"{place}&offset=0_0")
         await catchers_up.ask(f"{place}&offset=0_inf")
         await insert(database, "wide", 2003, 24)
-        for stalled in (snapshots, catchers_up, pollers):
+        for stalled in (snapshots, catchers_up, pollers, streamers):
             await stalled.answered()
         await reader.follow(2026)
         assert (await BulkReader(stack.url, "wide").follow(2026)) == await expected(database, "wide")
-        for stalled in (snapshots, catchers_up, pollers, modest):
+        for stalled in (snapshots, catchers_up, pollers, streamers, modest):
             await stalled.cut(gateway)
     print(f"gateway: {before} MB, then {peak_mb(gateway)} MB")
     async with aiohttp.ClientSession() as session, session.get(f"{stack.url}/v1/health") as response:
