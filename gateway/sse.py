@@ -164,21 +164,35 @@ class EventStreams:
                 timetable.wrote(clock())
             if self._live.closing or timetable.is_over(clock()):
                 return
-            waiter = self._live.wait(shape, at, rest.end_offset, timetable.patience(clock()), self._batches)
-            try:
-                outcome = await waiter.future
-            finally:
-                self._live.leave(waiter)
-            if isinstance(outcome, Gone):
+            news = await self._wait(exchange, shape, at, rest.end_offset, timetable)
+            if news is None:
                 return
-            batch = outcome.answer if isinstance(outcome, Changed) else None
-            if batch is not None and exchange.chunked:
-                await exchange.write_framed(batch.chunks)
-                at = batch.end
-                timetable.wrote(clock())
-            elif timetable.is_silent(clock()) and not timetable.is_over(clock()):
-                await exchange.write_framed(exchange.framed([events.KEEP_ALIVE]))
-                timetable.wrote(clock())
+            at = news
+
+    async def _wait(
+        self, exchange: Exchange, shape: Shape, at: Offset, last: Offset, timetable: Timetable
+    ) -> Offset | None:
+        """Wait once and send what all streams share, or a comment: how far the client is then, ``None`` at the end.
+
+        On its own, so that no idle stream holds on to the batch it sent last.
+        """
+        clock = asyncio.get_running_loop().time
+        waiter = self._live.wait(shape, at, last, timetable.patience(clock()), self._batches)
+        try:
+            outcome = await waiter.future
+        finally:
+            self._live.leave(waiter)
+        if isinstance(outcome, Gone):
+            return None
+        batch = outcome.answer if isinstance(outcome, Changed) else None
+        if batch is not None and exchange.chunked:
+            await exchange.write_framed(batch.chunks)
+            timetable.wrote(clock())
+            return batch.end
+        if timetable.is_silent(clock()) and not timetable.is_over(clock()):
+            await exchange.write_framed(exchange.framed([events.KEEP_ALIVE]))
+            timetable.wrote(clock())
+        return at
 
     async def _snapshot(
         self, exchange: Exchange, shape: Shape, reader: ShapeReader, offset: Offset, chunk: int, cursor: str

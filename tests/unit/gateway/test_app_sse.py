@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 from collections.abc import AsyncIterator
@@ -236,6 +237,18 @@ async def test_a_large_batch_is_streamed_to_each(world: Cluster, pad: int) -> No
         assert body == expected
         assert max(sizes) <= log.SLICE + len(wire.event(b""))
         assert b'"up-to-date"' in await stream.chunk()
+
+
+async def test_idle_streams_hold_nothing_of_what_they_sent(world: Cluster) -> None:
+    shape = world.worker.shape()
+    streams = [await opened(world, shape, "0_inf") for _ in range(3)]
+    await waiting(world, 3)
+    world.worker.commit(shape, 500, entry(0))
+    for events in streams:
+        assert await events.batch() == [0, "500"]
+    await waiting(world, 3)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Batch)]
 
 
 async def test_silence_is_broken_by_comments(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
