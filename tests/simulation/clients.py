@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
+from gateway.events import KEEP_ALIVE
+from gateway.exchange import frame
 from gateway.gateway import Gateway
 from gateway.response import Answer
 from tests.pipeline.client_view import ClientView
@@ -23,17 +25,24 @@ class Response(NamedTuple):
     body: bytes
 
 
+Piece = Response | bytes | None
+"""What comes of a stream: its head or another answer, chunks of events, the end."""
+
+
 class SimExchange:
     """``gateway.exchange.Exchange``: collects the answer; a slow client makes each slice take its time."""
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float], deliver: Callable[[Piece], None]) -> None:
+        """``deliver`` is given the head and the bytes of a stream of events as they come."""
         self.started = False
+        self.chunked = True
         self.head_only = False
         self.measured = False
         self.cors_methods: str | None = None
         self.response: Response | None = None
         self.aborted = False
         self._seconds = seconds
+        self._deliver = deliver
         self._status = 0
         self._headers: dict[str, str] = {}
         self._body = b""
@@ -57,6 +66,20 @@ class SimExchange:
     async def write(self, data: bytes) -> None:
         """A slice."""
         self._body += data
+        await asyncio.sleep(self._seconds())
+
+    async def start_events(self, answer: Answer, extra: str = "") -> None:
+        """Events follow."""
+        await self.start(answer, None, extra)
+        self._deliver(Response(answer.status, self._headers, b""))
+
+    def framed(self, pieces: Sequence[bytes]) -> bytes:
+        """As chunks."""
+        return frame(pieces)
+
+    async def write_framed(self, data: bytes) -> None:
+        """Events."""
+        self._deliver(data)
         await asyncio.sleep(self._seconds())
 
     async def finish(self) -> None:
@@ -90,11 +113,15 @@ class Door:
         self.process = process
         self.gateway = gateway
 
-    async def ask(self, client: SimLoopOwner, method: str, target: str) -> Response | None:
-        """The answer, ``None`` if the connection is lost. Called on the client's loop."""
+    async def ask(
+        self, client: SimLoopOwner, method: str, target: str, on_piece: Callable[[Piece], None] = lambda _: None
+    ) -> Response | None:
+        """The answer, ``None`` if the connection is lost. Called on the client's loop, as is ``on_piece``."""
         scheduler = self.process.scheduler
         future: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
-        exchange = SimExchange(lambda: scheduler.rng.random() * 0.02)
+        exchange = SimExchange(
+            lambda: scheduler.rng.random() * 0.02, lambda piece: client.process.soon(lambda: on_piece(piece))
+        )
 
         def settle(response: Response | None) -> None:
             def arrive() -> None:
@@ -155,6 +182,7 @@ class Client(SimLoopOwner):
         self.name = name
         self.shape = view
         self.view = ClientView(f"t{view.table}", columns=columns, replica=replica, monotone_lsn=False)
+        self.by_events = process.scheduler.rng.random() < 0.5
         self.answers: dict[int, int] = {}
         self.last_status = 0
         self._doors = doors
@@ -175,8 +203,13 @@ class Client(SimLoopOwner):
                 await asyncio.sleep(0.2)
                 continue
             door = rng.choice(doors)
-            query = self.view.query(live=rng.random() < 0.9)
-            response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query))
+            query = self.view.query(live=rng.random() < 0.9, events=self.by_events)
+            if "live_sse" in query:
+                response = await self._stream(door, query)
+                if response is STREAMED:
+                    continue
+            else:
+                response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query))
             status = 0 if response is None else response.status
             self.last_status = status
             self.answers[status] = self.answers.get(status, 0) + 1
@@ -196,9 +229,56 @@ class Client(SimLoopOwner):
             else:
                 raise AssertionError(f"{self.name}: {status} {response.body[:300]!r}")
 
+    async def _stream(self, door: Door, query: dict[str, str]) -> Response | None:
+        """Follow a stream of events to its end, or return the other answer."""
+        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+
+        async def ask() -> None:
+            response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query), pieces.put_nowait)
+            # Whatever the stream was, it has been told piece by piece.
+            pieces.put_nowait(None if response is None or "electric-cursor" in response.headers else response)
+
+        asking = asyncio.get_running_loop().create_task(ask())
+        head = await pieces.get()
+        if not isinstance(head, Response) or head.status != 200:
+            await asking
+            return head if isinstance(head, Response) else None
+        self.view.open_events(query, head.headers)
+        self.answers[200] = self.answers.get(200, 0) + 1
+        items: list[bytes] = []
+        while (chunks := await pieces.get()) is not None:
+            assert isinstance(chunks, bytes)
+            for event in unframed(chunks):
+                if event == KEEP_ALIVE:
+                    continue
+                assert event.startswith(b"data: "), event
+                assert event.endswith(b"\n\n"), event
+                items.append(event[6:-2])
+                if b'"control":"up-to-date"' in event:
+                    self.view.accept_events(items)
+                    items = []
+                    self.scheduler.trace(self.name, "streams to", self.view.offset)
+                    self._on_claim(self)
+        await asking
+        return STREAMED
+
     async def delete(self) -> int:
         """Have the present shape deleted."""
         doors = self._doors()
         if doors and self.view.handle:
             await doors[0].ask(self, "DELETE", "/v1/shape?" + urlencode({"handle": self.view.handle}))
         return 0
+
+
+STREAMED: Final = Response(200, {}, b"")
+"""A stream of events that was followed to its end."""
+
+
+def unframed(chunks: bytes) -> Iterator[bytes]:
+    """The contents of HTTP chunks."""
+    at = 0
+    while at < len(chunks):
+        line = chunks.index(b"\r\n", at)
+        start, size = line + 2, int(chunks[at:line], 16)
+        yield chunks[start : start + size]
+        at = start + size + 2
