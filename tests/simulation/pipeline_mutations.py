@@ -209,6 +209,18 @@ MUTATIONS: Final = (
         "            seen = self._answers.seen(shape)\n            complete, tail",
     ),
     Mutation(
+        "a stream of events repeats what all share",
+        "gateway/sse.py",
+        "            return batch.end\n",
+        "            return at\n",
+    ),
+    Mutation(
+        "a stream of events stops at the end of a chunk",
+        "gateway/log.py",
+        "return last if last.end_offset <= offset else last._replace(start=reader.after(offset).start)",
+        "return reader.after(offset)",
+    ),
+    Mutation(
         "two shapes may live for one request",
         "shapeworker/catalog.py",
         "\"WHERE request = ? AND state <> 'ended'\"",
