@@ -57,3 +57,8 @@ def partition_of_handle(handle: str, partitions: int) -> int | None:
     if not dash or not head.isascii() or not head.isdigit() or not tail.isdigit() or len(head) > 10:
         return None
     return partition_of(int(head), partitions)
+
+
+def shape_directory(partition: int, handle: str) -> str:
+    """Where a shape's files are, relative to the storage directory."""
+    return f"partitions/{partition:02d}/shapes/{handle}"

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from common.messages import Refusal
 from gateway import response
+from gateway.admission import Admission, Budget, Ticket
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery
 from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
@@ -80,6 +81,7 @@ class App:
         *,
         service: Service,
         shapes: Shapes,
+        admission: Admission,
         delivery: Delivery,
         deletion: Deletion,
         secret: str | None,
@@ -90,6 +92,7 @@ class App:
         """``send_timeout`` in seconds."""
         self._service = service
         self._shapes = shapes
+        self._admission = admission
         self._delivery = delivery
         self._deletion = deletion
         self._secret = secret
@@ -131,7 +134,8 @@ class App:
                 return False
             await self._shape(method, target.query, query, exchange)
         elif route == "health" and method in ("GET", "HEAD"):
-            status, body = self._service.health(asyncio.get_running_loop().time())
+            notes = [obstacle.text for obstacle in self._admission.obstacles()]
+            status, body = self._service.health(asyncio.get_running_loop().time(), notes)
             await exchange.answer(Answer(status, _HEALTH_FIELDS, body))
         elif route == "explain" and method in ("GET", "HEAD"):
             try:
@@ -151,15 +155,30 @@ class App:
             await exchange.answer(response.UNAUTHORIZED)
         elif method == "DELETE":
             await exchange.answer(await self._delete(query))
-        elif method == "POST":
-            await exchange.answer(response.failure(405, NO_POST, "write"))
         else:
-            try:
-                log_query = _parse_log_query(text)
-            except InvalidRequest as invalid:
-                await exchange.answer(response.invalid(invalid.errors))
-            else:
-                await self._delivery.run(exchange, log_query)
+            budget = self._budget(query.get("handle"))
+            ticket = self._admission.admit(budget)
+            if ticket is None:
+                kind: response.Kind = "write" if method == "POST" else "read"
+                await exchange.answer(self._admission.refusal(budget, kind))
+                return
+            with ticket:
+                await self._admitted(method, text, exchange, ticket)
+
+    async def _admitted(self, method: str, text: str, exchange: Exchange, ticket: Ticket) -> None:
+        if method == "POST":
+            await exchange.answer(response.failure(405, NO_POST, "write"))
+            return
+        try:
+            log_query = _parse_log_query(text)
+        except InvalidRequest as invalid:
+            await exchange.answer(response.invalid(invalid.errors))
+        else:
+            await self._delivery.run(exchange, log_query, ticket)
+
+    def _budget(self, handle: Value | None) -> Budget:
+        """Which budget a request counts against; of all it says, only its handle matters (http-api.md 28.2)."""
+        return "existing" if isinstance(handle, str) and self._shapes.exists(handle) else "initial"
 
     async def _explain(self, query: Mapping[str, Value]) -> Answer:
         if not is_authorized(query, self._secret):

@@ -14,6 +14,7 @@ from common.messages import Refusal
 from common.shapelog.layout import DamagedLog
 from common.shapelog.reader import ShapeReader
 from gateway import log, response
+from gateway.admission import Ticket
 from gateway.exchange import Exchange
 from gateway.live import Expired, Gone, Live
 from gateway.log import Position, SnapshotStalled
@@ -117,13 +118,14 @@ class Delivery:
         self._clock = clock
         self._events = EventStreams(live, policy.long_poll_ms / 1000)
 
-    async def run(self, exchange: Exchange, query: LogQuery) -> None:
-        """Answer one request. Raises ``ConnectionError`` when the client is gone."""
+    async def run(self, exchange: Exchange, query: LogQuery, ticket: Ticket) -> None:
+        """Answer one request that was let in. Raises ``ConnectionError`` when the client is gone."""
         found = await self._shapes.obtain(query.shape, query.sent)
         if isinstance(found, Refusal):
             return await exchange.answer(response.refused(found))
         if isinstance(found, Unavailable):
             return await exchange.answer(response.failure(503, found.message, retry_after=found.retry_after))
+        ticket.found()
         if query.resumes and query.handle != found.handle:
             return await exchange.answer(response.conflict(found.handle))
         try:

@@ -12,7 +12,9 @@ from aiohttp import web
 
 from common.config import Settings
 from common.messages import STATUS_TOPIC, decode_status
+from common.obstacles import ObstacleLog
 from common.sockets import Channel, connected
+from gateway.admission import Admission
 from gateway.app import App
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery, LiveAnswers, Policy
@@ -53,9 +55,12 @@ class Gateway:
         answers = LiveAnswers(self._progress, policy)
         self._live: Live[Shape] = Live(self._hints, loop.time)
         self._shapes = Shapes(settings.storage_dir, self._service, self._workers)
+        self._admission = Admission(settings.max_concurrent_requests, loop.time)
+        self._told = ObstacleLog()
         self._app = App(
             service=self._service,
             shapes=self._shapes,
+            admission=self._admission,
             delivery=Delivery(self._shapes, self._live, answers, policy),
             deletion=Deletion(self._shapes, self._live.ended),
             secret=settings.secret,
@@ -123,6 +128,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK, self._tick)
         self._live.advance(loop.time())
+        self._told.tell(loop.time(), self._admission.obstacles())
 
 
 class _Server(web.Server):

@@ -5,6 +5,7 @@ Pure: whoever receives the messages passes the time in, in seconds of a monotoni
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import orjson
@@ -67,10 +68,12 @@ class Service:
         """The workers that are there."""
         return () if self.status is None else tuple(self.status.workers)
 
-    def health(self, now: float) -> tuple[int, bytes]:
+    def health(self, now: float, notes: Iterable[str] = ()) -> tuple[int, bytes]:
         """Status code and body of ``/v1/health``. Never active while a change cannot reach its clients (INV-37); active
-        with a ``reason`` while something else is held back. Clients look at ``status`` alone (http-api.md 27)."""
+        with a ``reason`` while something else is held back, as ``notes`` say of this gateway. Clients look at
+        ``status`` alone (http-api.md 27)."""
         state, reason = self._state(now)
+        reason = "; ".join([*([reason] if reason else []), *notes])
         if state == "active":
             return 200, orjson.dumps({"status": "active"} | ({"reason": reason} if reason else {}))
         body = {"status": "waiting" if state == "waiting" else "starting"}

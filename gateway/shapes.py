@@ -35,7 +35,7 @@ from common.messages import (
     Reply,
     Request,
 )
-from common.shape import ShapeRequest, partition_of
+from common.shape import ShapeRequest, partition_of, partition_of_handle, shape_directory
 from common.shapelog.layout import NEW, DamagedLog, Header, SnapshotState
 from common.shapelog.reader import ShapeReader
 from gateway.finder import Finder
@@ -206,6 +206,14 @@ class Shapes:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+
+    def exists(self, handle: str) -> bool:
+        """Whether there is a shape with this handle, as far as this process can see at once."""
+        if handle in self._open:
+            return True
+        total = self._service.partitions
+        partition = None if total is None else partition_of_handle(handle, total)
+        return partition is not None and os.path.exists(self._storage / shape_directory(partition, handle))
 
     async def obtain(self, request: ShapeRequest, sent: ShapeRequest) -> Found:
         """The living shape for a request, found or created. Requests at the same time share one question.

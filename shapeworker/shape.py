@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.lsn import SNAPSHOT_END, Offset
-from common.shape import ShapeRequest
+from common.shape import ShapeRequest, shape_directory
 from common.shapelog.writer import LogWriter
 from common.table import Table, schema_header
 from common.xid import Snapshot
@@ -68,7 +68,7 @@ class Shape:
         self.table = table
         self.selected = selected
         self.partition = partition
-        self.relative = f"partitions/{partition:02d}/shapes/{handle}"
+        self.relative = shape_directory(partition, handle)
         self.directory = storage / self.relative
         self.life = Life.CREATING
         self.reason = ""
