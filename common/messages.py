@@ -92,6 +92,18 @@ class Blocked(msgspec.Struct, tag="blocked", frozen=True):
     reason: str
 
 
+class Usage(msgspec.Struct, tag="usage", frozen=True):
+    """The answer to a Survey: «I hold exactly what assignment ``version`` says, so many shapes.»
+
+    ``idle``: for each of those that may end, the longest unused first, at most ``most``: seconds since its last use.
+    """
+
+    round: int
+    version: int
+    shapes: int
+    idle: tuple[float, ...]
+
+
 class Leave(msgspec.Struct, tag="leave", frozen=True):
     """«I have released all my partitions and am going.»"""
 
@@ -114,6 +126,23 @@ class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
     generation: int
     system: str
     boot: str
+
+
+class Survey(msgspec.Struct, tag="survey", frozen=True):
+    """«How many shapes are there, and which of them could end?» Only with ELECTRIC_MAX_SHAPES."""
+
+    round: int
+    most: int
+
+
+class Evict(msgspec.Struct, tag="evict", frozen=True):
+    """«End the first ``count`` of those you named in this round, if they are still unused.» Comes before the next
+    Survey. ``total`` shapes there are, ``limit`` there may be."""
+
+    round: int
+    count: int
+    total: int
+    limit: int
 
 
 # records inside frames
@@ -162,8 +191,8 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
 
 
-FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Blocked | Leave
-ToWorker = Assign
+FromWorker = Hello | Subscribe | Unsubscribe | Durable | Credit | Blocked | Usage | Leave
+ToWorker = Assign | Survey | Evict
 Answer = Subscribed | Refused
 InFrame = Entered | Answer
 
@@ -307,6 +336,12 @@ class Ensure(msgspec.Struct, tag="ensure", frozen=True):
     request: ShapeRequest
 
 
+class Touched(msgspec.Struct, tag="touched", frozen=True):
+    """«Clients have used these shapes since I told the last time, or wait on them»: not answered."""
+
+    handles: tuple[str, ...]
+
+
 class Resolve(msgspec.Struct, tag="resolve", frozen=True):
     """«Where is the shape with this handle?»: Place, or Missing."""
 
@@ -446,7 +481,7 @@ decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_answer = msgspec.msgpack.Decoder(InFrame).decode
 decode_gap = msgspec.msgpack.Decoder(Gap).decode
 decode_status = msgspec.msgpack.Decoder(Status).decode
-decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_request = msgspec.msgpack.Decoder(Request | Touched).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 decode_handle_event = msgspec.msgpack.Decoder(HandleEvent).decode
 decode_applied = msgspec.msgpack.Decoder(Applied).decode

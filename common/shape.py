@@ -46,6 +46,12 @@ def make_handle(request_hash: int, created_us: int) -> str:
     return f"{request_hash}-{created_us}"
 
 
+def created_at(handle: str) -> float:
+    """When a shape was made, in Unix time; 0 if the text is no handle of ours."""
+    made = handle.rpartition("-")[2]
+    return int(made) / 1e6 if made.isdigit() else 0.0
+
+
 def partition_of(request_hash: int, partitions: int) -> int:
     """The partition that shapes with this hash live in, for ever."""
     return request_hash % partitions

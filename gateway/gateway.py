@@ -25,6 +25,7 @@ from gateway.progress import Progress
 from gateway.response import CachePolicy
 from gateway.service import Service
 from gateway.shapes import Shape, Shapes
+from gateway.touches import Touches
 from gateway.wheel import TICK
 from gateway.workers import Workers
 
@@ -54,7 +55,11 @@ class Gateway:
         policy = Policy(CachePolicy(settings.cache_max_age, settings.cache_stale_age), settings.long_poll_timeout_ms)
         answers = LiveAnswers(self._progress, policy)
         self._live: Live[Shape] = Live(self._hints, loop.time)
-        self._shapes = Shapes(settings.storage_dir, self._service, self._workers)
+        self._touches: Touches | None = None
+        if settings.max_shapes is not None:
+            self._touches = Touches(self._service, self._workers.tell, self._hints.wanted, loop.time())
+        used = None if self._touches is None else self._touches.add
+        self._shapes = Shapes(settings.storage_dir, self._service, self._workers, used)
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
         self._told = ObstacleLog()
         self._app = App(
@@ -128,6 +133,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK, self._tick)
         self._live.advance(loop.time())
+        if self._touches is not None:
+            self._touches.advance(loop.time())
         self._told.tell(loop.time(), self._admission.obstacles())
 
 

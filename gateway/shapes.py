@@ -188,7 +188,15 @@ Found = Shape | Refusal | Unavailable
 class Shapes:
     """Finds shapes by what they are asked as; the workers find or create what is not known here."""
 
-    def __init__(self, storage: Path, service: Service, workers: Asks) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        service: Service,
+        workers: Asks,
+        used: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """``used`` is told the handle and the partition of each shape that a client reads."""
+        self._used = used
         self._storage = storage
         self._service = service
         self._workers = workers
@@ -221,7 +229,9 @@ class Shapes:
         ``sent`` is the request with its clause as the client wrote it. Errors name places in that text, so it is that
         which has to be refused.
         """
-        found = await self._obtain(request)
+        found = self.known(request) or await self._find_or_create(request)
+        if self._used is not None and isinstance(found, Shape):
+            self._used(found.handle, found.partition)
         if isinstance(found, Refusal) and found.status == 400 and sent != request:
             explained = await self.explain(sent)
             if isinstance(explained, Refusal) and explained.status == 400:
@@ -248,10 +258,7 @@ class Shapes:
                 return Unavailable(self._service.unready(loop.time()), 5)
             await self._wait(RETRY_DELAY)
 
-    async def _obtain(self, request: ShapeRequest) -> Found:
-        shape = self.known(request)
-        if shape is not None:
-            return shape
+    async def _find_or_create(self, request: ShapeRequest) -> Found:
         task = self._pending.get(request)
         if task is None:
             task = asyncio.create_task(self._locate(request, create=True))

@@ -20,6 +20,7 @@ from common.messages import (
     Reply,
     Request,
     Tail,
+    Touched,
     WorkerPlace,
     decode_applied,
     decode_handle_event,
@@ -79,6 +80,11 @@ class Workers:
             raise WorkerLost(worker)
         return await link.ask(make)
 
+    def tell(self, worker: str, message: Touched) -> None:
+        """Send what is not answered; unknown workers are ignored."""
+        if link := self._links.get(worker):
+            link.tell(message)
+
     def subscribe(self, worker: str, handle: str) -> None:
         """Ask for the events of a handle; the worker answers with the present one. Unknown workers are ignored."""
         if link := self._links.get(worker):
@@ -122,6 +128,9 @@ class _Link:
             return await future
         finally:
             self._waiting.pop(id, None)
+
+    def tell(self, message: Touched) -> None:
+        self._requests.send([encode(message)])
 
     def subscribe(self, handle: str) -> None:
         if handle not in self.handles:

@@ -29,6 +29,7 @@ from common.messages import (
     Status,
     Subscribe,
     Unsubscribe,
+    Usage,
     WorkerPlace,
     decode_from_worker,
     encode,
@@ -36,6 +37,7 @@ from common.messages import (
 from common.obstacles import TOLD, Obstacle
 from common.sockets import Channel, bound
 from ingester.coordinator import Coordinator
+from ingester.eviction import Eviction
 from ingester.fanout import Fanout
 from ingester.watermark import Watermark
 
@@ -91,6 +93,7 @@ class Group:
         self.reason = "connecting to the database"
         self.superseded = False
         self._leads = False
+        self._eviction = None if settings.max_shapes is None else Eviction(settings.max_shapes)
         self._early: dict[bytes, list[bytes]] = {}
         self._blocked: dict[str, Blocked] = {}
         self.told: dict[str, tuple[Obstacle, ...]] = {}
@@ -156,6 +159,11 @@ class Group:
         }
 
     @property
+    def surplus(self) -> list[Obstacle]:
+        """That there are more shapes than there may be, and none can be dropped."""
+        return [] if self._eviction is None else self._eviction.obstacles
+
+    @property
     def missing(self) -> str:
         """Which partitions nobody is fed and why, for people; empty when there are none."""
         unowned = [] if self.coordinator is None else self.coordinator.unowned()
@@ -192,6 +200,7 @@ class Group:
                     log.warning("a worker is silent; its partitions move", worker=worker)
                     self._forget(worker)
                 self._coordinate()
+                self._survey()
 
     def say(self, state: str, reason: str, *, superseded: bool = False) -> None:
         """Publish a new state, with its reason, and whether another instance has the lock."""
@@ -259,6 +268,8 @@ class Group:
             self.fanout.unsubscribe(member.worker, message.table)
         elif isinstance(message, Blocked):
             self._blocked[member.worker] = message
+        elif isinstance(message, Usage):
+            self._evict(member.worker, message)
         elif isinstance(message, Leave):
             log.info("a worker left", worker=member.worker)
             coordinator.leave(now, member.worker)
@@ -282,6 +293,23 @@ class Group:
             self._workers.send([coordinator.members[assignment.worker].peer, MESSAGE, encode(message)])
         if coordinator.needs_epoch:
             self._on_change()
+
+    def _survey(self) -> None:
+        coordinator, eviction = self.coordinator, self._eviction
+        if coordinator is None or eviction is None or not self._leads:
+            return
+        if survey := eviction.survey(time.monotonic()):
+            for member in coordinator.members.values():
+                self._workers.send([member.peer, MESSAGE, encode(survey)])
+
+    def _evict(self, worker: str, usage: Usage) -> None:
+        coordinator, eviction = self.coordinator, self._eviction
+        if coordinator is None or eviction is None or not self._leads:
+            return
+        versions = {name: member.version if member.ready else 0 for name, member in coordinator.members.items()}
+        for name, evict in eviction.answered(time.monotonic(), worker, usage, versions).items():
+            log.info("too many shapes; those unused for longest end", worker=name, ends=evict.count, shapes=evict.total)
+            self._workers.send([coordinator.members[name].peer, MESSAGE, encode(evict)])
 
     def _forget(self, worker: str) -> None:
         self._blocked.pop(worker, None)

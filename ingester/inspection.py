@@ -47,7 +47,7 @@ class Inspection:
         while True:
             await asyncio.sleep(LOOK)
             now = time.monotonic()
-            found = [*of_stream(self._feed.silent), *self._workers(now), *self._database]
+            found = [*of_stream(self._feed.silent), *self._workers(now), *self._group.surplus, *self._database]
             self.present = found if self._feed.is_open else []
             self._log.tell(now, self.present)
 

@@ -40,6 +40,10 @@ class Announcer:
         """All commits up to ``lsn`` are readable in the shapes of these partitions."""
         self._channel.send([APPLIED_TOPIC, encode(Applied(generation, lsn, tuple(partitions)))])
 
+    def is_watched(self, handle: str) -> bool:
+        """Whether a gateway has clients that wait on this shape, or had a moment ago."""
+        return handle_topic(handle) in self._watched
+
     def close(self) -> None:
         """Close the socket."""
         self._channel.close()

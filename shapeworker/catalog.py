@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS shapes (
     filter_until TEXT,
     reason       TEXT
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uses (handle TEXT PRIMARY KEY, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS shapes_by_request ON shapes (request);
 """
 
@@ -51,7 +52,10 @@ class CatalogDamaged(Exception):
 
 
 class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A shape as the catalog holds it. ``snapshot`` and ``filter_until`` are there as soon as it is active."""
+    """A shape as the catalog holds it. ``snapshot`` and ``filter_until`` are there as soon as it is active.
+
+    ``used``: when a client last read it, in Unix time, as far as that was remembered.
+    """
 
     handle: str
     state: str
@@ -61,6 +65,7 @@ class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Snapshot | None = None
     filter_until: int | None = None
     reason: str | None = None
+    used: int = 0
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -137,7 +142,8 @@ class Catalog:
 
     def _rows(self) -> list[ShapeRow]:
         cursor = self._db.execute(
-            "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason FROM shapes"
+            "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason, coalesce(used, 0) "
+            "FROM shapes LEFT JOIN uses USING (handle)"
         )
         return [
             ShapeRow(
@@ -149,8 +155,9 @@ class Catalog:
                 snapshot=None if snapshot is None else Snapshot.parse(snapshot),
                 filter_until=None if filter_until is None else int(filter_until),
                 reason=reason,
+                used=used,
             )
-            for handle, state, request, table, selected, snapshot, filter_until, reason in cursor
+            for handle, state, request, table, selected, snapshot, filter_until, reason, used in cursor
         ]
 
     def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:
@@ -199,6 +206,17 @@ class Catalog:
         """Its directory is gone: the tombstone is not needed any more."""
         with _damage_told():
             self._db.execute("DELETE FROM shapes WHERE handle = ? AND state = 'ended'", (handle,))
+            self._db.execute("DELETE FROM uses WHERE handle = ?", (handle,))
+
+    def remember(self, used: Mapping[str, int]) -> None:
+        """When shapes were last used, in Unix time. Only hints: no right answer hangs on them."""
+        with _damage_told(), self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "INSERT INTO uses (handle, used) SELECT handle, ? FROM shapes WHERE handle = ? AND state <> 'ended' "
+                "ON CONFLICT (handle) DO UPDATE SET used = excluded.used",
+                ((time, handle) for handle, time in used.items()),
+            )
 
     def _meta(self, name: str) -> str | None:
         with _damage_told():

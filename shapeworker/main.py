@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,15 +25,18 @@ from common.messages import (
     POSITION,
     STATUS_TOPIC,
     Answer,
+    Assign,
     Blocked,
     Credit,
     Durable,
+    Evict,
     FromWorker,
     Gap,
     Hello,
     Leave,
     Subscribe,
     Subscribed,
+    Survey,
     Unsubscribe,
     decode_answer,
     decode_gap,
@@ -50,8 +54,10 @@ from common.shortage import describe
 from common.sockets import Channel, bound, connected
 from shapeworker.announcer import Announcer
 from shapeworker.apply import RECORDS, Applier, StorageFull
+from shapeworker.catalog import CatalogDamaged
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
+from shapeworker.eviction import Eviction
 from shapeworker.explanation import explanation
 from shapeworker.holdings import Holdings
 from shapeworker.lease import Lease
@@ -71,6 +77,9 @@ HEARTBEAT = 1.0
 
 SWEEP = 10.0
 """Seconds between two emptyings of the trash."""
+
+REMEMBER = 60.0
+"""Seconds between two writings down of when shapes were last used: what a worker that dies may forget."""
 
 FULL_DISK_PAUSE = 2.0
 """Seconds before a full disk is tried again, by a rewind."""
@@ -178,6 +187,7 @@ class Worker:
         self._requests_endpoint = requests.getsockopt_string(zmq.LAST_ENDPOINT)
         self._events_endpoint = events.getsockopt_string(zmq.LAST_ENDPOINT)
         self._announcer = Announcer(events, self._holdings.by_handle, self._holds)
+        self._eviction = Eviction(self._holdings, self._announcer.is_watched)
         self._replies = Channel(requests, self._on_request)
         self._requests = Requests(
             self._holdings,
@@ -187,6 +197,7 @@ class Worker:
             self._endings.end_visibly,
             self._explain,
             self._replies.send,
+            self._eviction.touch if settings.max_shapes else lambda _: None,
         )
 
     # ---- life
@@ -195,6 +206,8 @@ class Worker:
         """Work until told to stop. Returns the exit code."""
         for work in (self._ownership.run(), self._syncer.run(), self._reconciler.run(), self._beat(), self._sweep()):
             self._crash.spawn(work)
+        if self._settings.max_shapes is not None:
+            self._crash.spawn(self._remember_uses())
         self._hello(0)
         log.info("shapeworker started", worker=self._worker)
         crashed = await self._crash.end()
@@ -262,6 +275,16 @@ class Worker:
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(partition.sweep)
 
+    async def _remember_uses(self) -> None:
+        while True:
+            await asyncio.sleep(REMEMBER)
+            for partition in list(self._holdings.partitions.values()):
+                used, partition.used = partition.used, {}
+                if used:
+                    # A full disk, or a partition that has just gone: then they are forgotten.
+                    with contextlib.suppress(sqlite3.Error, CatalogDamaged):
+                        await asyncio.get_running_loop().run_in_executor(self._disk, partition.catalog.remember, used)
+
     # ---- from the ingester
 
     def _on_status(self, parts: list[bytes]) -> None:
@@ -293,12 +316,22 @@ class Worker:
         if kind == FRAME:
             self._on_frame(body)
         elif kind == MESSAGE:
-            assignment = decode_to_worker(body)
-            if assignment.boot != self._ingester:
-                self._ingester = assignment.boot
+            message = decode_to_worker(body)
+            if not isinstance(message, Assign):
+                self._on_eviction(message)
+                return
+            if message.boot != self._ingester:
+                self._ingester = message.boot
                 self._creator.subscribe_anew()
-            self._creator.system(assignment.system)
-            self._ownership.assign(assignment)
+            self._creator.system(message.system)
+            self._ownership.assign(message)
+
+    def _on_eviction(self, message: Survey | Evict) -> None:
+        if isinstance(message, Survey):
+            self._send(self._eviction.answer(message, self._version))
+            return
+        for shape, reason in self._eviction.chosen(message):
+            self._endings.end(shape, reason)
 
     def _on_frame(self, frame: bytes) -> None:
         verdict = self._intake.frame(frame)

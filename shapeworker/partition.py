@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Partition:
         self.directory = directory
         self.catalog = catalog
         self._files = files
+        self.used: dict[str, int] = {}
+        """When shapes were last used (Unix time), as far as the catalog does not know it yet."""
 
     @property
     def trash(self) -> Path:
@@ -68,6 +71,9 @@ class Partition:
 
     def close(self) -> None:
         """Give the partition back."""
+        with contextlib.suppress(sqlite3.Error, CatalogDamaged):  # a later use is only forgotten
+            if self.used:
+                self.catalog.remember(self.used)
         self.catalog.close()
 
 

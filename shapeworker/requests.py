@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import orjson
 import structlog
@@ -23,6 +23,7 @@ from common.messages import (
     Reply,
     Request,
     Resolve,
+    Touched,
     decode_request,
     encode,
 )
@@ -62,11 +63,13 @@ class Requests:
         end: Callable[[Shape, str], Awaitable[None]],
         explain: Callable[[ShapeRequest], Awaitable[bytes]],
         reply: Callable[[list[bytes]], object],
+        touched: Callable[[Iterable[str]], None] = lambda _: None,
     ) -> None:
         """``fed`` tells whether the stream feeds a partition, without which no shape can be made; ``create`` returns a
         shape whose snapshot has started, or raises :class:`CannotCreate`; ``readable`` makes sure that gateways may
         read the shape's files; ``end`` returns when all readers can see that the shape has ended; ``explain`` gives the
-        explanation of a clause, or raises as ``create``; ``reply`` sends ``[peer, body]``."""
+        explanation of a clause, or raises as ``create``; ``reply`` sends ``[peer, body]``; ``touched`` is told handles
+        that clients use."""
         self._holdings = holdings
         self._fed = fed
         self._create = create
@@ -74,12 +77,17 @@ class Requests:
         self._end = end
         self._explain = explain
         self._reply = reply
+        self._touched = touched
         self._tasks: set[asyncio.Task[None]] = set()
 
     def message(self, parts: list[bytes]) -> None:
         """A request came in: parts ``[peer, body]``."""
         peer, body = parts
-        task = asyncio.get_running_loop().create_task(self._handle(peer, decode_request(body)))
+        request = decode_request(body)
+        if isinstance(request, Touched):
+            self._touched(request.handles)
+            return
+        task = asyncio.get_running_loop().create_task(self._handle(peer, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -164,6 +172,7 @@ class Requests:
         except (DamagedLog, FileNotFoundError) as error:
             await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
+        self._touched((shape.handle,))
         return Place(
             id=number,
             handle=shape.handle,

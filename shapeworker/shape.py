@@ -74,6 +74,8 @@ class Shape:
         self.reason = ""
         self.filter_failed = False
         """Whether its filter failed for a row."""
+        self.used = 0.0
+        """When a client last read it (Unix time); kept only if there may be too many shapes (eviction.py)."""
         self.settling = False
         self.holds_back = True
         """Whether the snapshot that is still to be taken may lack what comes now. If not, nothing of it is kept."""

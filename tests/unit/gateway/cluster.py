@@ -41,6 +41,7 @@ from common.messages import (
     Resolve,
     Status,
     Tail,
+    Touched,
     WorkerPlace,
     decode_request,
     encode,
@@ -118,7 +119,7 @@ class Worker:
         self.mute = False
         self.refusal: Callable[[int], Reply] | None = None
         self.explain: Callable[[Explain], Reply] | None = None
-        self.asked: list[Request] = []
+        self.asked: list[Request | Touched] = []
         self.subscribed: set[bytes] = set()
         self._storage = storage
         self.where = WorkerPlace(
@@ -180,7 +181,7 @@ class Worker:
     def _on_request(self, parts: list[bytes]) -> None:
         request = decode_request(parts[1])
         self.asked.append(request)
-        if not self.silent:
+        if not self.silent and not isinstance(request, Touched):
             self._requests.send([parts[0], encode(self._reply(request))])
 
     def _reply(self, request: Request) -> Reply:

@@ -1,0 +1,72 @@
+"""What gateways tell workers about the use of shapes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+import pytest
+
+from common.messages import Touched
+from gateway import touches
+from gateway.touches import BATCH, EVERY, Touches
+from tests.unit.gateway.cluster import cluster, until
+
+
+class Owners(NamedTuple):
+    of: dict[int, str]
+
+    def owner(self, partition: int) -> str | None:
+        return self.of.get(partition)
+
+
+def test_uses_and_waiting_clients_are_told_each_to_the_owner() -> None:
+    told: list[tuple[str, tuple[str, ...]]] = []
+    waited = [("w", 0)]
+    report = Touches(
+        Owners({0: "w0", 1: "w1"}), lambda worker, it: told.append((worker, it.handles)), lambda: waited, 0
+    )
+    for handle, partition in (("a", 0), ("b", 1), ("a", 0), ("lost", 2)):
+        report.add(handle, partition)
+    report.advance(EVERY - 0.1)
+    assert told == []
+    report.advance(EVERY)
+    assert told == [("w0", ("a", "w")), ("w1", ("b",))]
+    report.advance(EVERY + 1)
+    report.advance(2 * EVERY)
+    assert told[2:] == [("w0", ("w",))]
+
+
+def test_very_many_are_told_in_batches() -> None:
+    told: list[int] = []
+    report = Touches(Owners({0: "w0"}), lambda _, it: told.append(len(it.handles)), lambda: (), 0)
+    for number in range(2 * BATCH + 1):
+        report.add(str(number), 0)
+    report.advance(EVERY)
+    assert told == [BATCH, BATCH, 1]
+
+
+async def test_a_gateway_tells_what_its_clients_read_and_wait_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(touches, "EVERY", 0.1)
+    async with cluster(max_shapes=5, long_poll_timeout_ms=60_000) as world:
+        shape = world.worker.shape()
+        other = world.worker.shape(where="true")
+
+        def told(handle: str) -> int:
+            return sum(isinstance(each, Touched) and handle in each.handles for each in world.worker.asked)
+
+        assert (await world.get("offset=-1&where=true")).status == 200
+        await until(lambda: told(other.handle) == 1)
+        waiting = await world.open(f"/v1/shape?table=items&offset=0_inf&handle={shape.handle}&live=true")
+        await until(lambda: told(shape.handle) >= 3)
+        waiting.close()
+        # A use is told once.
+        assert told(other.handle) == 1
+
+
+async def test_without_a_limit_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(touches, "EVERY", 0.01)
+    async with cluster() as world:
+        assert (await world.get("offset=-1")).status == 200
+        await asyncio.sleep(0.2)
+        assert not any(isinstance(each, Touched) for each in world.worker.asked)
