@@ -127,6 +127,7 @@ class Settings(BaseSettings):
     long_poll_timeout_ms: Count = _from("ELECTRIC_LONG_POLL_TIMEOUT", default=20_000)
     cache_max_age: Natural = _from("ELECTRIC_CACHE_MAX_AGE", default=60)
     cache_stale_age: Natural = _from("ELECTRIC_CACHE_STALE_AGE", default=300)
+    compression: Boolean = _from("GALVANIC_COMPRESSION", default=True)
     max_concurrent_requests: Annotated[dict[str, int], NoDecode, _parsed(_requests)] = _from(
         "ELECTRIC_MAX_CONCURRENT_REQUESTS", default={"initial": 300, "existing": 10_000}
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, closing
 
 import msgspec
 
@@ -15,6 +15,7 @@ from common.shapelog.layout import DamagedLog
 from common.shapelog.reader import ShapeReader
 from gateway import log, response
 from gateway.admission import Ticket
+from gateway.compression import LEAST, Coding, Compression, coded_tag, negotiate
 from gateway.exchange import Exchange
 from gateway.live import Expired, Gone, Live
 from gateway.log import Position, SnapshotStalled
@@ -108,13 +109,15 @@ class Delivery:
         live: Live[Shape],
         answers: LiveAnswers,
         policy: Policy,
+        compression: Compression | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` tells Unix time, for cursors."""
+        """``clock`` tells Unix time, for cursors. Without ``compression`` all bodies go as they are."""
         self._shapes = shapes
         self._live = live
         self._answers = answers
         self._policy = policy
+        self._compression = compression
         self._clock = clock
         self._events = EventStreams(live, policy.long_poll_ms / 1000)
 
@@ -164,6 +167,14 @@ class Delivery:
             await exchange.answer(Answer(200, fields, b"[]", streamed=True), self._cursor(query))
             return
         length = log.closed_length(shape.seen, reader, chunk)
+        if length is not None:
+
+            def pieces(length: int = length) -> Iterator[bytes]:
+                with closing(shape.reader_of_its_own()) as own:
+                    yield from log.closed_pieces(own, chunk, length)
+
+            if await self._send_coded(exchange, query, fields, (shape.handle, "snapshot", chunk), length, pieces):
+                return
         if length is not None and length <= log.SLICE and not exchange.head_only:
             body = log.closed_body(reader, chunk)
             await exchange.answer(Answer(200, fields, body, streamed=True), self._cursor(query))
@@ -192,7 +203,7 @@ class Delivery:
             is_fresh = False
             is_ahead = offset > max(position.last, SNAPSHOT_END)
             if not is_ahead and (not query.live or not position.is_empty):
-                return await self._send_range(exchange, query, fields, reader, position, tail)
+                return await self._send_range(exchange, query, fields, shape, reader, position, tail)
             if self._live.enter(shape):
                 continue
             limit = self._policy.long_poll_ms / 1000
@@ -215,11 +226,22 @@ class Delivery:
         exchange: Exchange,
         query: LogQuery,
         fields: dict[str, str],
+        shape: Shape,
         reader: ShapeReader,
         position: Position,
         tail: bytes,
     ) -> None:
         part = position.range
+        # What ends before the end of the log ends where its chunk does, and never changes.
+        if part.end_offset < position.last:
+
+            def pieces() -> Iterator[bytes]:
+                with closing(shape.reader_of_its_own()) as own:
+                    yield from log.range_pieces(own, part)
+
+            key = (shape.handle, part.start, part.end)
+            if await self._send_coded(exchange, query, fields, key, log.range_length(part), pieces):
+                return
         size = part.end - part.start
         if size <= log.SLICE:
             body = b"" if exchange.head_only else log.body(reader, part, tail)
@@ -229,6 +251,37 @@ class Delivery:
         await exchange.start(Answer(200, fields), length, self._cursor(query))
         if not exchange.head_only:
             await self._send(exchange, log.slices(reader, part, tail))
+
+    async def _send_coded(
+        self,
+        exchange: Exchange,
+        query: LogQuery,
+        fields: dict[str, str],
+        key: tuple[object, ...],
+        length: int,
+        pieces: Callable[[], Iterator[bytes]],
+    ) -> bool:
+        """Send a body that never changes in a coding that the client knows; ``False`` if it should go as it is."""
+        coding = self._coding(exchange, query)
+        if self._compression is None or coding is None or length < LEAST:
+            return False
+        encoded = await self._compression.encoded(key, coding, length, pieces)
+        if encoded is None:
+            return False
+        fields = {**fields, "etag": coded_tag(fields["etag"], coding), "content-encoding": coding}
+        with encoded as data:
+            if len(data) <= log.SLICE or exchange.head_only:
+                await exchange.answer(Answer(200, fields, data, streamed=True), self._cursor(query))
+            else:
+                await exchange.start(Answer(200, fields), len(data), self._cursor(query))
+                await self._send(exchange, _slices(data))
+        return True
+
+    def _coding(self, exchange: Exchange, query: LogQuery) -> Coding | None:
+        """The coding of large bodies for this client. Live answers go as they are: small, and awaited."""
+        if self._compression is None or query.live:
+            return None
+        return negotiate(exchange.header("accept-encoding"))
 
     async def _send(self, exchange: Exchange, pieces: AsyncGenerator[bytes, None]) -> None:
         """Send all pieces and the end, or cut the connection: a client never takes a part for the whole (INV-22)."""
@@ -243,10 +296,15 @@ class Delivery:
 
     async def _matches(self, exchange: Exchange, query: LogQuery, fields: dict[str, str]) -> bool:
         """Answer 304 if the client has this answer already (http-api.md 22.2)."""
-        if not response.is_match(exchange.header("if-none-match"), fields["etag"]):
+        known = exchange.header("if-none-match")
+        if known is None:
             return False
-        await exchange.answer(response.not_modified(fields), self._cursor(query))
-        return True
+        for coding in {None, self._coding(exchange, query)}:
+            tag = coded_tag(fields["etag"], coding)
+            if response.is_match(known, tag):
+                await exchange.answer(response.not_modified({**fields, "etag": tag}), self._cursor(query))
+                return True
+        return False
 
     async def _doubt(self, exchange: Exchange, shape: Shape, error: Exception) -> None:
         if exchange.started:
@@ -274,3 +332,8 @@ class Delivery:
             return ""
         cursor = response.next_cursor(self._clock(), self._policy.long_poll_ms, query.cursor)
         return f"electric-cursor: {cursor}\r\n"
+
+
+async def _slices(data: bytes) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(data), log.SLICE):
+        yield data[start : start + log.SLICE]

@@ -16,6 +16,7 @@ from common.obstacles import ObstacleLog
 from common.sockets import Channel, connected
 from gateway.admission import Admission
 from gateway.app import App
+from gateway.compression import Compression
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery, LiveAnswers, Policy
 from gateway.exchange import Connection
@@ -62,11 +63,12 @@ class Gateway:
         self._shapes = Shapes(settings.storage_dir, self._service, self._workers, used)
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
         self._told = ObstacleLog()
+        self._compression = Compression() if settings.compression else None
         self._app = App(
             service=self._service,
             shapes=self._shapes,
             admission=self._admission,
-            delivery=Delivery(self._shapes, self._live, answers, policy),
+            delivery=Delivery(self._shapes, self._live, answers, policy, self._compression),
             deletion=Deletion(self._shapes, self._live.ended),
             secret=settings.secret,
             allow_delete=settings.integration_testing,
@@ -98,6 +100,8 @@ class Gateway:
         await self._runner.cleanup()
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._compression is not None:
+            self._compression.close()
         self._shapes.close()
         self._workers.close()
         if self._status is not None:

@@ -8,7 +8,7 @@ before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Final, NamedTuple
 
 from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset
@@ -21,6 +21,9 @@ SLICE: Final = 64 * 1024
 
 SHARED: Final = 256 * 1024
 """The most bytes of a log in an answer that is made once for all who wait for it."""
+
+PIECE: Final = 256 * 1024
+"""Bytes that a thread reads at once."""
 
 GROWTH_POLL: Final = 0.02
 """Seconds between looks at a snapshot that is being written."""
@@ -112,6 +115,21 @@ async def slices(reader: ShapeReader, part: LogRange, tail: bytes) -> AsyncGener
     yield tail + b"]"
 
 
+def range_pieces(reader: ShapeReader, part: LogRange) -> Iterator[bytes]:
+    """The same without a tail, for a thread with a reader of its own. Raises as :func:`body`."""
+    yield b"["
+    for start in range(part.start, part.end, PIECE):
+        size = min(PIECE, part.end - start)
+        data = reader.read_log(start, size)
+        yield data if start + size < part.end else _trimmed(data, b"")
+    yield b"]"
+
+
+def range_length(part: LogRange) -> int:
+    """The length of the body that :func:`range_pieces` gives."""
+    return part.end - part.start - _SEPARATOR + len(b"[]")
+
+
 def _trimmed(data: bytes, tail: bytes) -> bytes:
     return data if tail else data[:-_SEPARATOR]
 
@@ -176,6 +194,16 @@ def closed_body(reader: ShapeReader, chunk: int) -> bytes:
     if len(data) != size:
         raise ShapeGone("a closed chunk of the snapshot shrank")
     return b"[" + data[:-_SEPARATOR] + b"]"
+
+
+def closed_pieces(reader: ShapeReader, chunk: int, length: int) -> Iterator[bytes]:
+    """The body that a closed chunk makes, for a thread with a reader of its own; ``length`` as :func:`closed_length`
+    told. Raises ``OSError``."""
+    yield b"["
+    end = length - len(b"[]")
+    for start in range(0, end, PIECE):
+        yield reader.read_snapshot(chunk, start, min(PIECE, end - start))
+    yield b"]"
 
 
 async def await_closed(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> int:

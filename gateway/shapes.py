@@ -141,6 +141,10 @@ class Shape:
                 raise ShapeGone(self.handle) from None
         return self._reader
 
+    def reader_of_its_own(self) -> ShapeReader:
+        """A reader for another thread, to be closed by it. Raises ``FileNotFoundError`` if the shape has ended."""
+        return ShapeReader(self._directory)
+
     def header(self) -> Header:
         """The header of a shape that lives. Raises :class:`ShapeGone` (engine.md INV-33)."""
         try:
