@@ -38,6 +38,9 @@ LINE_BYTES: Final = 10_000
 SHUTDOWN_TIMEOUT: Final = 3.0
 """Seconds that answers under way get to reach their clients when the process ends."""
 
+LINGER: Final = 10.0
+"""Seconds that the rest of a body may take that nobody needs any more."""
+
 BACKLOG: Final = 4_096
 """Connections that may wait to be accepted: all live clients come back at once after a change."""
 
@@ -156,6 +159,7 @@ class _Server(web.Server):
             send_timeout_ms=round(self._send_timeout * 1000),
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._idle_timeout,
+            lingering_time=min(LINGER, self._idle_timeout),
             access_log=None,
             max_line_size=LINE_BYTES,
             max_field_size=LINE_BYTES,
