@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -43,10 +42,6 @@ class Hints:
         _, worker = self._wanted.pop(handle, (0, None))
         if worker is not None:
             self._events.unsubscribe(worker, handle)
-
-    def wanted(self) -> Iterator[tuple[str, int]]:
-        """The handles, each with its partition."""
-        return ((handle, partition) for handle, (partition, _) in self._wanted.items())
 
     def reassign(self) -> None:
         """After owners or links changed: subscribe each handle at its present owner. Repeating it costs nothing."""

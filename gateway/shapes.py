@@ -12,7 +12,7 @@ import os
 import random
 import resource
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -199,7 +199,7 @@ class Shapes:
         workers: Asks,
         used: Callable[[str, int], None] | None = None,
     ) -> None:
-        """``used`` is told the handle and the partition of each shape that a client reads."""
+        """``used`` is told the handle and the partition of each shape that a client asks for."""
         self._used = used
         self._storage = storage
         self._service = service
@@ -218,6 +218,10 @@ class Shapes:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+
+    def in_use(self) -> Iterator[tuple[str, int]]:
+        """The shapes that requests read or wait on at present: their handles, each with its partition."""
+        return ((shape.handle, shape.partition) for shape in self._open.values() if shape.users)
 
     def exists(self, handle: str) -> bool:
         """Whether there is a shape with this handle, as far as this process can see at once."""

@@ -23,28 +23,28 @@ class Touches:
         self,
         owners: Owners,
         tell: Callable[[str, Touched], None],
-        waited_on: Callable[[], Iterable[tuple[str, int]]],
         now: float,
     ) -> None:
-        """``tell`` sends to a worker, if it is there; ``waited_on``: handles with waiting clients, each with its
-        partition. ``now``: seconds of the clock that :meth:`advance` is given."""
+        """``tell`` sends to a worker, if it is there. ``now``: seconds of the clock that :meth:`advance` is given."""
         self._owners = owners
         self._tell = tell
-        self._waited_on = waited_on
         self._due = now + EVERY
         self._used: dict[str, int] = {}
 
     def add(self, handle: str, partition: int) -> None:
-        """A client reads this shape."""
+        """A client asks for this shape."""
         self._used[handle] = partition
 
-    def advance(self, now: float) -> None:
-        """Report if it is time. What has no owner is not told: then nobody ends shapes either."""
+    def advance(self, now: float, in_use: Iterable[tuple[str, int]]) -> None:
+        """Report if it is time; ``in_use``: handles that requests still read or wait on, each with its partition.
+
+        What has no owner is not told: then nobody ends shapes either.
+        """
         if now < self._due:
             return
         self._due = now + EVERY
         used, self._used = self._used, {}
-        used.update(self._waited_on())
+        used.update(in_use)
         reports: dict[str, list[str]] = {}
         for handle, partition in used.items():
             worker = self._owners.owner(partition)

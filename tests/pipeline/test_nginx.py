@@ -191,6 +191,8 @@ async def test_events_arrive_as_they_are_sent_and_to_each_client_on_its_own() ->
                     clients = [await session.get(URL(target, encoded=True)) for _ in range(2)]
                     for client in clients:
                         assert await client.content.readexactly(9) == b"data: 1\n\n"
+                        # Nothing of it is kept, so nobody waits for somebody else's stream.
+                        assert "x-cache" not in client.headers
                     assert len(opened) == count + 2
                     for go_on in opened[count:]:
                         go_on.set()

@@ -204,5 +204,8 @@ async def test_a_gateway_that_has_just_started_knows_who_follows_a_shape() -> No
         streams = [await world.open(target) for _ in range(5)]
         await until(lambda: world.gateway._live.waiting == 5)
         assert world.gateway._admission.in_flight("existing") == 5
+        # Whatever has happened to the ingester since.
+        world.gateway._service.status = None
+        assert world.gateway._shapes.exists(shape.handle)
         for stream in streams:
             stream.close()

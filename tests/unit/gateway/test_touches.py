@@ -10,7 +10,7 @@ import pytest
 from common.messages import Touched
 from gateway import touches
 from gateway.touches import BATCH, EVERY, Touches
-from tests.unit.gateway.cluster import cluster, until
+from tests.unit.gateway.cluster import cluster, row, until
 
 
 class Owners(NamedTuple):
@@ -22,27 +22,25 @@ class Owners(NamedTuple):
 
 def test_uses_and_waiting_clients_are_told_each_to_the_owner() -> None:
     told: list[tuple[str, tuple[str, ...]]] = []
-    waited = [("w", 0)]
-    report = Touches(
-        Owners({0: "w0", 1: "w1"}), lambda worker, it: told.append((worker, it.handles)), lambda: waited, 0
-    )
+    waiting = [("w", 0)]
+    report = Touches(Owners({0: "w0", 1: "w1"}), lambda worker, it: told.append((worker, it.handles)), 0)
     for handle, partition in (("a", 0), ("b", 1), ("a", 0), ("lost", 2)):
         report.add(handle, partition)
-    report.advance(EVERY - 0.1)
+    report.advance(EVERY - 0.1, waiting)
     assert told == []
-    report.advance(EVERY)
+    report.advance(EVERY, waiting)
     assert told == [("w0", ("a", "w")), ("w1", ("b",))]
-    report.advance(EVERY + 1)
-    report.advance(2 * EVERY)
+    report.advance(EVERY + 1, waiting)
+    report.advance(2 * EVERY, waiting)
     assert told[2:] == [("w0", ("w",))]
 
 
 def test_very_many_are_told_in_batches() -> None:
     told: list[int] = []
-    report = Touches(Owners({0: "w0"}), lambda _, it: told.append(len(it.handles)), lambda: (), 0)
+    report = Touches(Owners({0: "w0"}), lambda _, it: told.append(len(it.handles)), 0)
     for number in range(2 * BATCH + 1):
         report.add(str(number), 0)
-    report.advance(EVERY)
+    report.advance(EVERY, ())
     assert told == [BATCH, BATCH, 1]
 
 
@@ -62,6 +60,13 @@ async def test_a_gateway_tells_what_its_clients_read_and_wait_on(monkeypatch: py
         waiting.close()
         # A use is told once.
         assert told(other.handle) == 1
+        # Whoever takes long to read uses it as long.
+        world.worker.rows = [row(number, pad=100_000) for number in range(300)]
+        large = world.worker.shape(where="1=1")
+        slow = await world.open("/v1/shape?table=items&offset=-1&where=1=1")
+        slow.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: told(large.handle) >= 3)
+        slow.close()
 
 
 async def test_without_a_limit_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
