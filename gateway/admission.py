@@ -25,6 +25,20 @@ RECENT: Final = 10.0
 SETTING: Final = "ELECTRIC_MAX_CONCURRENT_REQUESTS"
 
 
+SPARE_FILES: Final = 200
+"""Descriptors that a gateway needs for other things than clients, at least."""
+
+
+def short_of_files(limits: Mapping[str, int], files: int) -> str:
+    """Why a process that may open so many ``files`` cannot have as many clients as the limits allow; "" if it can."""
+    needed = sum(limits.values()) + SPARE_FILES
+    if needed <= files:
+        return ""
+    return (
+        f"{SETTING} allows {sum(limits.values())} requests, but the process may open {files} files: ulimit -n {needed}"
+    )
+
+
 class _Count:
     __slots__ = ("in_flight", "limit", "refused", "refused_at")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ from common.config import Settings
 from common.messages import STATUS_TOPIC, decode_status
 from common.obstacles import ObstacleLog
 from common.sockets import Channel, connected
-from gateway.admission import Admission
+from gateway.admission import Admission, short_of_files
 from gateway.app import App
 from gateway.compression import Compression
 from gateway.deletion import Deletion
@@ -89,6 +90,9 @@ class Gateway:
         )
         self._tick()
         await self._runner.setup()
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if reason := short_of_files(self._settings.max_concurrent_requests, files):
+            log.warning("fewer clients can connect than may", reason=reason)
         host = "::" if self._settings.listen_on_ipv6 else "0.0.0.0"
         await web.TCPSite(self._runner, host, self._settings.port, reuse_port=True, backlog=BACKLOG).start()
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.shape import ShapeRequest
-from gateway.admission import RECENT, Admission, Ticket
+from gateway.admission import RECENT, Admission, Ticket, short_of_files
 from tests.unit.gateway.cluster import Cluster, cluster, until
 
 
@@ -96,6 +96,14 @@ def test_a_refusal_is_told_for_a_while_with_the_setting_and_the_counts() -> None
         assert not obstacle.delays
     clock.now += RECENT
     assert counters.obstacles() == []
+
+
+def test_more_clients_than_files_are_told_with_the_command_that_helps() -> None:
+    limits = {"initial": 300, "existing": 10_000}
+    assert short_of_files(limits, 10_500) == ""
+    assert short_of_files(limits, 1024) == (
+        "ELECTRIC_MAX_CONCURRENT_REQUESTS allows 10300 requests, but the process may open 1024 files: ulimit -n 10500"
+    )
 
 
 def test_the_refusal_as_clients_get_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway import compression, log
 from gateway.compression import LEAST, QUEUE_BYTES, Compression, coded_tag, negotiate
-from tests.unit.gateway.cluster import Cluster, Response, cluster, entry, row
+from tests.unit.gateway.cluster import Cluster, Response, cluster, entry, row, until
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -250,3 +250,22 @@ async def test_a_chunk_of_a_shape_that_ends_meanwhile_is_refetched(world: Cluste
     again = await get(world, f"offset=-1&handle={shape.handle}", "gzip")
     assert again.status == 200
     assert again.headers["electric-handle"] != shape.handle
+
+
+async def test_a_stalled_client_holds_its_body_no_longer_than_it_may() -> None:
+    async with cluster(tcp_send_timeout=0.5) as world:
+        noise = random.Random(7)
+        world.worker.rows = [b'{"value":"%s"}' % noise.randbytes(50_000).hex().encode() for _ in range(100)]
+        shape = world.worker.shape()
+        assert shape.handle
+        stream = await world.open("/v1/shape?table=items&offset=-1", headers="Accept-Encoding: zstd\r\n")
+        stream.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        cache = world.gateway._compression
+        assert cache
+
+        def users() -> list[int]:
+            return [each.users for each in cache._known.values() if each]
+
+        await until(lambda: users() == [1])
+        await until(lambda: users() == [0])
+        stream.close()
