@@ -129,7 +129,7 @@ class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, tag="survey", frozen=True):
-    """«How many shapes are there, and which of them could end?» Only with ELECTRIC_MAX_SHAPES."""
+    """«How many shapes are there, and which of them, at ``most`` so many, could end?» Only with ELECTRIC_MAX_SHAPES."""
 
     round: int
     most: int

@@ -43,6 +43,7 @@ class Eviction:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._round = 0
+        self._most = 0
         self._due = float("-inf")
         self._usages: dict[str, Usage] = {}
         self._decided = True
@@ -58,7 +59,7 @@ class Eviction:
         self._round += 1
         self._usages = {}
         self._decided = False
-        return Survey(self._round, MOST)
+        return Survey(self._round, self._most)
 
     def answered(self, now: float, worker: str, usage: Usage, versions: Mapping[str, int]) -> dict[str, Evict]:
         """A worker's answer; what to tell whom if it was the last one. ``versions``: the present assignment of each
@@ -78,9 +79,13 @@ class Eviction:
     def _decide(self, now: float, usages: Mapping[str, Usage]) -> dict[str, Evict]:
         total = sum(usage.shapes for usage in usages.values())
         counts = shares(total - self._limit, usages)
-        if counts:
+        asked, self._most = self._most, MOST if total > self._limit else 0
+        if self._most and not asked:
+            # To choose among very many costs workers some time, so they are not asked before it is needed.
+            self._due = now
+        elif counts:
             self._due = now + AGAIN
-        stuck = total > self._limit and not counts
+        stuck = total > self._limit and asked > 0 and not counts
         lasting = self._lasting.seconds(now, ["stuck"] if stuck else [])
         self.obstacles = []
         if lasting.get("stuck", 0.0) >= PATIENCE:

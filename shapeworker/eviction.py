@@ -5,13 +5,13 @@ How many end is for the ingester to say, which knows all workers (``ingester/evi
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from common.messages import Evict, Survey, Usage
 from common.obstacles import Lasting
-from common.shape import created_at
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition
 from shapeworker.shape import Life, Shape
@@ -53,10 +53,11 @@ class Eviction:
         now = self._clock()
         held = self._held.seconds(now, self._holdings.partitions.values())
         settled = {partition.number for partition, seconds in held.items() if seconds >= QUIET}
-        free = [shape for shape in self._holdings if shape.partition in settled and self._is_free(shape, now)]
-        free.sort(key=_last_use)
-        self._round, self._offered = survey.round, free[: survey.most]
-        idle = tuple(now - _last_use(shape) for shape in self._offered)
+        self._round, self._offered = survey.round, []
+        if survey.most:
+            free = (shape for shape in self._holdings if shape.partition in settled and self._is_free(shape, now))
+            self._offered = heapq.nsmallest(survey.most, free, key=lambda shape: shape.used)
+        idle = tuple(now - shape.used for shape in self._offered)
         return Usage(survey.round, version, len(self._holdings), idle)
 
     def chosen(self, evict: Evict) -> list[tuple[Shape, str]]:
@@ -69,17 +70,11 @@ class Eviction:
             (
                 shape,
                 f"there are {evict.total} shapes, ELECTRIC_MAX_SHAPES is {evict.limit}, and this one has not been used "
-                f"for {now - _last_use(shape):.0f} s",
+                f"for {now - shape.used:.0f} s",
             )
             for shape in first
             if self._holdings.by_handle(shape.handle) is shape and self._is_free(shape, now)
         ]
 
     def _is_free(self, shape: Shape, now: float) -> bool:
-        quiet = now - _last_use(shape) >= QUIET
-        return quiet and shape.life is Life.ACTIVE and not self._is_waited_on(shape.handle)
-
-
-def _last_use(shape: Shape) -> float:
-    """In Unix time; making a shape counts as a use."""
-    return max(shape.used, created_at(shape.handle))
+        return now - shape.used >= QUIET and shape.life is Life.ACTIVE and not self._is_waited_on(shape.handle)

@@ -180,7 +180,7 @@ class Ownership:
             assert row.snapshot is not None
             assert row.filter_until is not None
             shape.life = Life.ACTIVE
-            shape.used = row.used
+            shape.used = max(row.used, shape.used)
             shape.snapshot = row.snapshot
             shape.filter_until = row.filter_until
             # Not to the applier: the shape joins with the epoch that feeds its partition.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.lsn import SNAPSHOT_END, Offset
-from common.shape import ShapeRequest, shape_directory
+from common.shape import ShapeRequest, created_at, shape_directory
 from common.shapelog.writer import LogWriter
 from common.table import Table, schema_header
 from common.xid import Snapshot
@@ -74,8 +74,8 @@ class Shape:
         self.reason = ""
         self.filter_failed = False
         """Whether its filter failed for a row."""
-        self.used = 0.0
-        """When a client last read it (Unix time); kept only if there may be too many shapes (eviction.py)."""
+        self.used = created_at(handle)
+        """When a client last asked for it (Unix time); kept up to date only if there may be too many (eviction.py)."""
         self.settling = False
         self.holds_back = True
         """Whether the snapshot that is still to be taken may lack what comes now. If not, nothing of it is kept."""

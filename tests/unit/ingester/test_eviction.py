@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.messages import Evict, Usage
-from ingester.eviction import AGAIN, EVERY, PATIENCE, Eviction, shares
+from ingester.eviction import AGAIN, EVERY, MOST, PATIENCE, Eviction, shares
 
 READY = {"w0": 7, "w1": 8}
 
@@ -25,8 +25,34 @@ def test_the_longest_unused_of_all_end(idle: dict[str, list[int]], excess: int) 
     assert all(count > 0 for count in counts.values())
 
 
+def excess(limit: int) -> Eviction:
+    """One that has just found that there are too many, and wants to know which are used least."""
+    eviction = Eviction(limit)
+    survey = eviction.survey(-1.0)
+    assert survey
+    assert survey.most == 0
+    assert eviction.answered(-1.0, "w0", usage(survey.round, shapes=limit + 1), {"w0": 7}) == {}
+    return eviction
+
+
+def test_which_shapes_could_end_is_asked_only_while_there_are_too_many() -> None:
+    eviction = excess(1)
+    second = eviction.survey(-1.0)
+    assert second
+    assert second.most == MOST
+    assert eviction.answered(0.0, "w0", usage(second.round, 90, 20), {"w0": 7})
+    third = eviction.survey(AGAIN)
+    assert third
+    assert third.most == MOST
+    assert eviction.answered(AGAIN, "w0", usage(third.round, 90), {"w0": 7}) == {}
+    assert eviction.survey(AGAIN + 1) is None
+    fourth = eviction.survey(AGAIN + EVERY)
+    assert fourth
+    assert fourth.most == 0
+
+
 def test_a_round_is_decided_when_all_have_answered() -> None:
-    eviction = Eviction(3)
+    eviction = excess(3)
     survey = eviction.survey(0.0)
     assert survey
     assert eviction.survey(EVERY - 0.1) is None
@@ -41,7 +67,7 @@ def test_a_round_is_decided_when_all_have_answered() -> None:
 
 
 def test_nothing_ends_within_the_limit() -> None:
-    eviction = Eviction(3)
+    eviction = excess(3)
     survey = eviction.survey(0.0)
     assert survey
     assert eviction.answered(1.0, "w0", usage(survey.round, 90, 20, 10), {"w0": 7}) == {}
@@ -49,7 +75,7 @@ def test_nothing_ends_within_the_limit() -> None:
 
 
 def test_an_answer_to_an_earlier_round_does_not_count() -> None:
-    eviction = Eviction(1)
+    eviction = excess(1)
     first = eviction.survey(0.0)
     second = eviction.survey(EVERY)
     assert first
@@ -60,7 +86,7 @@ def test_an_answer_to_an_earlier_round_does_not_count() -> None:
 
 def test_shapes_on_their_way_are_never_counted_twice() -> None:
     """A worker that answered under another assignment may have counted what another one counts, too."""
-    eviction = Eviction(1)
+    eviction = excess(1)
     for versions, version in (({"w0": 9}, 7), ({"w0": 0}, 0), ({"w0": 0}, 7)):
         survey = eviction.survey(1000.0 * (eviction._round + 1))
         assert survey
@@ -68,7 +94,7 @@ def test_shapes_on_their_way_are_never_counted_twice() -> None:
 
 
 def test_a_worker_that_left_is_not_waited_for() -> None:
-    eviction = Eviction(1)
+    eviction = excess(1)
     survey = eviction.survey(0.0)
     assert survey
     assert eviction.answered(0.0, "w1", usage(survey.round, 90, version=8), READY) == {}
@@ -77,7 +103,7 @@ def test_a_worker_that_left_is_not_waited_for() -> None:
 
 
 def test_more_shapes_in_use_than_there_may_be_is_told_after_a_while() -> None:
-    eviction = Eviction(2)
+    eviction = excess(2)
 
     def look(now: float, *idle: float) -> list[str]:
         survey = eviction.survey(now)

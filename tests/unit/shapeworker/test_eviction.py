@@ -46,7 +46,8 @@ class World:
             storage=Path("/nowhere"),
         )
         shape.life = Life.ACTIVE
-        shape.used = self.now - used if used else 0.0
+        if used:
+            shape.used = self.now - used
         self.holdings.add(shape)
         return shape
 
@@ -76,6 +77,9 @@ def test_the_longest_unused_come_first(world: World) -> None:
         world.shape(name, used=used)
     assert world.offered() == [300, 200, 100]
     assert world.offered(most=2) == [300, 200]
+    assert world.offered(most=0) == []
+    assert world.ended(1) == []
+    world.offered()
     assert world.ended(1) == ["a"]
     assert world.offered(round=2) == [200, 100]
 
