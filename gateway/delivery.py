@@ -232,7 +232,8 @@ class Delivery:
         tail: bytes,
     ) -> None:
         part = position.range
-        # What ends before the end of the log ends where its chunk does, and never changes.
+        # What ends before the log does ends where its chunk does (or did when the log grew just now): it has no
+        # up-to-date item, and committed bytes never change.
         if part.end_offset < position.last:
 
             def pieces() -> Iterator[bytes]:
