@@ -99,6 +99,20 @@ async def test_what_does_not_shrink_goes_as_it_is_and_is_not_tried_again(cache: 
     assert body.reads == 1
 
 
+async def test_what_becomes_too_large_is_given_up_at_once(cache: Compression, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "ENTRY_BYTES", 50_000)
+    body, taken = Body(2_000_000, plain=False), 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal taken
+        for piece in body.pieces():
+            taken += len(piece)
+            yield piece
+
+    assert await cache.encoded("a", "gzip", 2_000_000, pieces) is None
+    assert taken < 500_000
+
+
 async def test_a_body_that_cannot_be_read_goes_as_it_is_and_is_tried_again(cache: Compression) -> None:
     def gone() -> Iterator[bytes]:
         raise FileNotFoundError
