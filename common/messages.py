@@ -337,9 +337,9 @@ class Ensure(msgspec.Struct, tag="ensure", frozen=True):
 
 
 class Touched(msgspec.Struct, tag="touched", frozen=True):
-    """«Clients have used these shapes since I told the last time, or wait on them»: not answered."""
+    """«Clients have asked for these shapes since I told the last time, so many seconds ago»: not answered."""
 
-    handles: tuple[str, ...]
+    ages: dict[str, float]
 
 
 class Resolve(msgspec.Struct, tag="resolve", frozen=True):

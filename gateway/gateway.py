@@ -60,7 +60,7 @@ class Gateway:
         policy = Policy(CachePolicy(settings.cache_max_age, settings.cache_stale_age), settings.long_poll_timeout_ms)
         answers = LiveAnswers(self._progress, policy)
         self._live: Live[Shape] = Live(self._hints, loop.time)
-        self._touches = None if settings.max_shapes is None else Touches(self._service, self._workers.tell, loop.time())
+        self._touches = None if settings.max_shapes is None else Touches(self._service, self._workers.tell, loop.time)
         used = None if self._touches is None else self._touches.add
         self._shapes = Shapes(settings.storage_dir, self._service, self._workers, used)
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
@@ -143,7 +143,7 @@ class Gateway:
         self._ticker = loop.call_later(TICK, self._tick)
         self._live.advance(loop.time())
         if self._touches is not None:
-            self._touches.advance(loop.time(), self._shapes.in_use())
+            self._touches.advance(self._shapes.in_use())
         self._told.tell(loop.time(), self._admission.obstacles())
 
 

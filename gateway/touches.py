@@ -17,39 +17,44 @@ BATCH: Final = 10_000
 
 
 class Touches:
-    """The handles that were used since the last report."""
+    """The handles that were used since the last report, and when."""
 
     def __init__(
         self,
         owners: Owners,
         tell: Callable[[str, Touched], None],
-        now: float,
+        clock: Callable[[], float],
     ) -> None:
-        """``tell`` sends to a worker, if it is there. ``now``: seconds of the clock that :meth:`advance` is given."""
+        """``tell`` sends to a worker, if it is there. ``clock``: monotonic seconds."""
         self._owners = owners
         self._tell = tell
-        self._due = now + EVERY
-        self._used: dict[str, int] = {}
+        self._clock = clock
+        self._due = clock() + EVERY
+        self._used: dict[str, tuple[int, float]] = {}
 
     def add(self, handle: str, partition: int) -> None:
         """A client asks for this shape."""
-        self._used[handle] = partition
+        self._used[handle] = partition, self._clock()
 
-    def advance(self, now: float, in_use: Iterable[tuple[str, int]]) -> None:
+    def advance(self, in_use: Iterable[tuple[str, int]]) -> None:
         """Report if it is time; ``in_use``: handles that requests still read or wait on, each with its partition.
 
         What has no owner is not told: then nobody ends shapes either.
         """
+        now = self._clock()
         if now < self._due:
             return
         self._due = now + EVERY
         used, self._used = self._used, {}
-        used.update(in_use)
-        reports: dict[str, list[str]] = {}
-        for handle, partition in used.items():
+        used.update((handle, (partition, now)) for handle, partition in in_use)
+        reports: dict[str, dict[str, float]] = {}
+        for handle, (partition, at) in used.items():
             worker = self._owners.owner(partition)
-            if worker is not None:
-                reports.setdefault(worker, []).append(handle)
-        for worker, handles in reports.items():
-            for start in range(0, len(handles), BATCH):
-                self._tell(worker, Touched(tuple(handles[start : start + BATCH])))
+            if worker is None:
+                continue
+            report = reports.setdefault(worker, {})
+            report[handle] = now - at
+            if len(report) == BATCH:
+                self._tell(worker, Touched(reports.pop(worker)))
+        for worker, report in reports.items():
+            self._tell(worker, Touched(report))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from common.messages import Evict, Survey, Usage
@@ -39,14 +39,14 @@ class Eviction:
         self._round = 0
         self._offered: list[Shape] = []
 
-    def touch(self, handles: Iterable[str]) -> None:
-        """These were used a moment ago."""
+    def touch(self, ages: Mapping[str, float]) -> None:
+        """These were used, so many seconds ago."""
         now = self._clock()
-        for handle in handles:
+        for handle, age in ages.items():
             shape = self._holdings.by_handle(handle)
-            if shape is not None:
-                shape.used = now
-                self._holdings.partitions[shape.partition].used[handle] = int(now)
+            if shape is not None and now - age > shape.used:
+                shape.used = now - age
+                self._holdings.partitions[shape.partition].used[handle] = int(shape.used)
 
     def answer(self, survey: Survey, version: int) -> Usage:
         """Count the shapes, and offer those that may end, the longest unused first; ``version``: of the assignment."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 import structlog
@@ -63,13 +63,13 @@ class Requests:
         end: Callable[[Shape, str], Awaitable[None]],
         explain: Callable[[ShapeRequest], Awaitable[bytes]],
         reply: Callable[[list[bytes]], object],
-        touched: Callable[[Iterable[str]], None] = lambda _: None,
+        touched: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
         """``fed`` tells whether the stream feeds a partition, without which no shape can be made; ``create`` returns a
         shape whose snapshot has started, or raises :class:`CannotCreate`; ``readable`` makes sure that gateways may
         read the shape's files; ``end`` returns when all readers can see that the shape has ended; ``explain`` gives the
-        explanation of a clause, or raises as ``create``; ``reply`` sends ``[peer, body]``; ``touched`` is told handles
-        that clients use."""
+        explanation of a clause, or raises as ``create``; ``reply`` sends ``[peer, body]``; ``touched`` is told the
+        handles that clients use, and how many seconds ago."""
         self._holdings = holdings
         self._fed = fed
         self._create = create
@@ -85,7 +85,7 @@ class Requests:
         peer, body = parts
         request = decode_request(body)
         if isinstance(request, Touched):
-            self._touched(request.handles)
+            self._touched(request.ages)
             return
         task = asyncio.get_running_loop().create_task(self._handle(peer, request))
         self._tasks.add(task)
@@ -172,7 +172,7 @@ class Requests:
         except (DamagedLog, FileNotFoundError) as error:
             await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
-        self._touched((shape.handle,))
+        self._touched({shape.handle: 0.0})
         return Place(
             id=number,
             handle=shape.handle,

@@ -20,27 +20,41 @@ class Owners(NamedTuple):
         return self.of.get(partition)
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_uses_and_waiting_clients_are_told_each_to_the_owner() -> None:
-    told: list[tuple[str, tuple[str, ...]]] = []
+    clock = Clock()
+    told: list[tuple[str, dict[str, float]]] = []
+    report = Touches(Owners({0: "w0", 1: "w1"}), lambda worker, it: told.append((worker, it.ages)), clock)
     waiting = [("w", 0)]
-    report = Touches(Owners({0: "w0", 1: "w1"}), lambda worker, it: told.append((worker, it.handles)), 0)
     for handle, partition in (("a", 0), ("b", 1), ("a", 0), ("lost", 2)):
+        clock.now += 1
         report.add(handle, partition)
-    report.advance(EVERY - 0.1, waiting)
+    report.advance(waiting)
     assert told == []
-    report.advance(EVERY, waiting)
-    assert told == [("w0", ("a", "w")), ("w1", ("b",))]
-    report.advance(EVERY + 1, waiting)
-    report.advance(2 * EVERY, waiting)
-    assert told[2:] == [("w0", ("w",))]
+    clock.now = EVERY
+    report.advance(waiting)
+    assert told == [("w0", {"a": EVERY - 3, "w": 0}), ("w1", {"b": EVERY - 2})]
+    clock.now = 2 * EVERY - 1
+    report.advance(waiting)
+    clock.now = 2 * EVERY
+    report.advance(waiting)
+    assert told[2:] == [("w0", {"w": 0})]
 
 
 def test_very_many_are_told_in_batches() -> None:
+    clock = Clock()
     told: list[int] = []
-    report = Touches(Owners({0: "w0"}), lambda _, it: told.append(len(it.handles)), 0)
+    report = Touches(Owners({0: "w0"}), lambda _, it: told.append(len(it.ages)), clock)
     for number in range(2 * BATCH + 1):
         report.add(str(number), 0)
-    report.advance(EVERY, ())
+    clock.now = EVERY
+    report.advance(())
     assert told == [BATCH, BATCH, 1]
 
 
@@ -51,7 +65,7 @@ async def test_a_gateway_tells_what_its_clients_read_and_wait_on(monkeypatch: py
         other = world.worker.shape(where="true")
 
         def told(handle: str) -> int:
-            return sum(isinstance(each, Touched) and handle in each.handles for each in world.worker.asked)
+            return sum(isinstance(each, Touched) and handle in each.ages for each in world.worker.asked)
 
         assert (await world.get("offset=-1&where=true")).status == 200
         await until(lambda: told(other.handle) == 1)

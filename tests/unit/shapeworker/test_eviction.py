@@ -96,17 +96,26 @@ def test_what_clients_use_or_wait_on_stays(world: World) -> None:
     touched = world.shape("touched", used=800)
     world.shape("unused", used=700)
     world.waited.add(waited.handle)
-    world.eviction.touch([touched.handle, "7-7"])
+    world.eviction.touch({touched.handle: 0.0, "7-7": 0.0})
     assert world.offered() == [700]
     world.now += QUIET
     world.waited.clear()
     assert world.offered() == [900 + QUIET, 700 + QUIET, QUIET]
 
 
+def test_uses_that_are_told_together_keep_their_order(world: World) -> None:
+    first, second, third = (world.shape(name, used=900) for name in "abc")
+    world.eviction.touch({first.handle: 3, second.handle: 4, third.handle: 5})
+    # Another gateway knows of earlier uses.
+    world.eviction.touch({first.handle: 4.5})
+    world.now += QUIET
+    assert world.offered() == [QUIET + 5, QUIET + 4, QUIET + 3]
+
+
 def test_what_is_used_between_the_offer_and_the_end_stays(world: World) -> None:
     shapes = [world.shape(str(number), used=900 - number) for number in range(4)]
     assert len(world.offered()) == 4
-    world.eviction.touch([shapes[0].handle])
+    world.eviction.touch({shapes[0].handle: 0.0})
     world.waited.add(shapes[1].handle)
     world.holdings.remove(shapes[2])
     # Fewer end then: whether others are the next to go is for the next round.
