@@ -62,12 +62,12 @@ async def test_a_gateway_tells_what_its_clients_read_and_wait_on(monkeypatch: py
     monkeypatch.setattr(touches, "EVERY", 0.1)
     async with cluster(max_shapes=5, long_poll_timeout_ms=60_000) as world:
         shape = world.worker.shape()
-        other = world.worker.shape(where="true")
+        other = world.worker.shape(columns=("a",))
 
         def told(handle: str) -> int:
             return sum(isinstance(each, Touched) and handle in each.ages for each in world.worker.asked)
 
-        assert (await world.get("offset=-1&where=true")).status == 200
+        assert (await world.get("offset=-1&columns=a")).status == 200
         await until(lambda: told(other.handle) == 1)
         waiting = await world.open(f"/v1/shape?table=items&offset=0_inf&handle={shape.handle}&live=true")
         await until(lambda: told(shape.handle) >= 3)
@@ -76,8 +76,8 @@ async def test_a_gateway_tells_what_its_clients_read_and_wait_on(monkeypatch: py
         assert told(other.handle) == 1
         # Whoever takes long to read uses it as long.
         world.worker.rows = [row(number, pad=100_000) for number in range(300)]
-        large = world.worker.shape(where="1=1")
-        slow = await world.open("/v1/shape?table=items&offset=-1&where=1=1")
+        large = world.worker.shape(columns=("b",))
+        slow = await world.open("/v1/shape?table=items&offset=-1&columns=b")
         slow.reader._transport.pause_reading()  # type: ignore[attr-defined]
         await until(lambda: told(large.handle) >= 3)
         slow.close()
