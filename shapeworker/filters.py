@@ -8,7 +8,7 @@ from typing import Final
 
 from common.shape import ShapeRequest
 from common.table import Table, TypeFacts
-from shapeworker.where import Column, ColumnType, Filter, InvalidWhere, compile_where
+from shapeworker.where import Column, Columns, ColumnType, Filter, InvalidWhere, compile_where
 
 LONG_BYTES: Final = 1000
 """Clauses that are longer, with their parameters, are compiled beside the loop: the longest take about a second."""
@@ -41,18 +41,35 @@ def _made_completely(request: ShapeRequest, table: Table, server_version: int) -
     found = make_filter(request, table, server_version)
     if found is not None:
         # Both are made when they are first asked for, which would be on the loop.
-        _ = found.tree, found.sql
+        found.make_all()
     return found
 
 
-@lru_cache(maxsize=256)
-def _columns(table: Table, stored: bool) -> tuple[Column, ...]:
+_KEPT: Final = 256
+_recent: Final[dict[tuple[int, bool], tuple[Table, Columns]]] = {}
+
+
+def _columns(table: Table, stored: bool) -> Columns:
+    # Most calls come with a table that an earlier one had; to compare descriptions takes as long as a known clause.
+    known = _recent.get((id(table), stored))
+    if known is None:
+        if len(_recent) >= _KEPT:
+            _recent.clear()
+        # The table is kept alive, and so its id is not given to another.
+        known = _recent[id(table), stored] = table, _made_columns(table, stored)
+    return known[1]
+
+
+@lru_cache(maxsize=_KEPT)
+def _made_columns(table: Table, stored: bool) -> Columns:
     carried = ("", "s") if stored else ("",)
-    return tuple(
-        Column(column.name, position, _type(column.types), column.deterministic, column.generated in carried)
-        for position, column in enumerate(table.columns)
-        # Shapes of versions before filters do not know their types, and have no filters.
-        if column.types
+    return Columns(
+        tuple(
+            Column(column.name, position, _type(column.types), column.deterministic, column.generated in carried)
+            for position, column in enumerate(table.columns)
+            # Shapes of versions before filters do not know their types, and have no filters.
+            if column.types
+        )
     )
 
 

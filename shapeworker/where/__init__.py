@@ -6,97 +6,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
 
-from psycopg import sql
-
-from shapeworker.where import canonical, tree
-from shapeworker.where.columns import Column
-from shapeworker.where.compile import Predicate, Program, predicate_program
+from shapeworker.where.columns import Column, Columns
 from shapeworker.where.errors import EvaluationError, InvalidWhere
-from shapeworker.where.fold import FAILED, fold
+from shapeworker.where.fold import fold
+from shapeworker.where.literals import lift, may_be_lifted
 from shapeworker.where.parser import parse
-from shapeworker.where.resolve import Resolver, input_value
-from shapeworker.where.types import ColumnType, Type
+from shapeworker.where.resolve import Resolver
+from shapeworker.where.template import Filter, Template
+from shapeworker.where.types import ColumnType
 
-__all__ = ["Column", "ColumnType", "EvaluationError", "Filter", "InvalidWhere", "compile_where"]
-
-
-@dataclass(frozen=True, eq=False)
-class Filter:
-    """A clause with its parameters, ready for rows.
-
-    ``predicate`` takes a row of the stream and says whether the clause is true for it; it raises EvaluationError where
-    Postgres would fail. ``columns`` are those that the clause mentions.
-    """
-
-    predicate: Predicate
-    columns: frozenset[str]
-    _template: tree.Expression
-    _parameters: Mapping[int, tree.Constant]
-
-    @cached_property
-    def tree(self) -> tree.Expression:
-        """The typed expression with all constants evaluated, for routing."""
-        return fold(self._template, self._parameters) if self._parameters else self._template
-
-    @cached_property
-    def canonical(self) -> str:
-        """The text that identifies the clause: equal for equal filters, however they were written."""
-        return canonical.identity(self.tree)
-
-    @cached_property
-    def sql(self) -> sql.Composable:
-        """The condition for a snapshot. Needs ``search_path = pg_catalog`` and the display settings."""
-        return sql.SQL(canonical.snapshot_sql(self.tree))
+__all__ = ["Column", "ColumnType", "Columns", "EvaluationError", "Filter", "InvalidWhere", "Template", "compile_where"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Template:
-    """A clause without the values of its parameters."""
-
-    expression: tree.Expression
-    program: Program
-    columns: frozenset[str]
-    parameters: Mapping[int, Type]
-    locations: Mapping[int, int]
-
-    def bound(self, values: Mapping[int, str]) -> Filter:
-        constants: dict[int, tree.Constant] = {}
-        for number, at in self.locations.items():
-            text = values.get(number)
-            if text is None:
-                raise InvalidWhere.located(at, f"parameter ${number} was not provided")
-            type_ = self.parameters[number]
-            constants[number] = tree.Constant(type_, input_value(type_, text, at))
-
-        def value(expression: tree.Expression) -> Any:
-            if isinstance(expression, tree.Constant):
-                return expression.value
-            if isinstance(expression, tree.Param):
-                return constants[expression.number].value
-            folded = fold(expression, constants)
-            assert isinstance(folded, tree.Constant)
-            return folded.value
-
-        try:
-            predicate = self.program.bound(value)
-        except EvaluationError as error:
-            # A pattern, zone or unit that is none.
-            raise InvalidWhere(f"{FAILED}: {error}") from None
-        return Filter(predicate, self.columns, self.expression, constants)
-
-
-def compile_where(text: str, params: Mapping[str, str], columns: Sequence[Column]) -> Filter:
+def compile_where(text: str, params: Mapping[str, str], columns: Columns | Sequence[Column]) -> Filter:
     """The filter that a request asks for.
 
-    ``params`` are the values of ``$1``, ``$2`` and so on by number, as texts. ``columns`` are all columns of the table.
-    Raises InvalidWhere for what a client has to change.
+    ``params`` are the values of ``$1``, ``$2`` and so on by number, as texts. ``columns`` are all columns of the table;
+    as Columns, they need not be compared with those of former calls. Raises InvalidWhere for what a client has to
+    change.
     """
     values = _numbered(params)
-    return _template(text, tuple(columns)).bound(values)
+    if not isinstance(columns, Columns):
+        columns = _columns(tuple(columns))
+    lifted = lift(text)
+    if lifted is not None:
+        template = _lifted_template(lifted.text, columns)
+        if template is not None:
+            try:
+                return template.bound(values | lifted.literals)
+            except InvalidWhere:
+                # To be told in the words for what the client has written.
+                pass
+    return _template(text, columns).bound(values)
 
 
 def _numbered(params: Mapping[str, str]) -> dict[int, str]:
@@ -120,9 +63,21 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=256)
+def _columns(columns: tuple[Column, ...]) -> Columns:
+    return Columns(columns)
+
+
 @lru_cache(maxsize=1024)
-def _template(text: str, columns: tuple[Column, ...]) -> _Template:
-    resolver = Resolver({column.name: column for column in columns})
-    expression = fold(resolver.clause(parse(text)))
-    program = predicate_program(expression)
-    return _Template(expression, program, tree.columns_of(expression), resolver.parameters, resolver.locations)
+def _template(text: str, columns: Columns) -> Template:
+    resolver = Resolver(columns.by_name)
+    return Template(fold(resolver.clause(parse(text))), resolver)
+
+
+@lru_cache(maxsize=1024)
+def _lifted_template(text: str, columns: Columns) -> Template | None:
+    try:
+        template = _template.__wrapped__(text, columns)
+    except InvalidWhere:
+        return None
+    return template if may_be_lifted(template.expression) else None

@@ -19,3 +19,10 @@ class Column(msgspec.Struct, frozen=True):
     type: ColumnType
     deterministic: bool = True
     published: bool = True
+
+
+class Columns:
+    """All columns of a table that a where clause may mention. Clauses are remembered by the object."""
+
+    def __init__(self, columns: tuple[Column, ...]) -> None:
+        self.by_name = {column.name: column for column in columns}

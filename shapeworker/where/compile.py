@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from shapeworker.where import arrays, evaluation, tree
@@ -26,15 +26,22 @@ _INLINE: Final = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": "
 _DEPTH: Final = 12
 """How deep one Python expression may nest; what is deeper becomes a function of its own."""
 
+_ALL_PATTERNS: Final = ("~~", "!~~", "~~*", "!~~*")
+"""Operators that take any text as their pattern."""
+
 _CACHED_BYTES: Final = 20_000
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A parameter of the code: a constant expression, as ``prepare`` leaves its value."""
+    """A parameter of the code: a constant expression, as ``prepare`` leaves its value.
+
+    ``fallible``: ``prepare`` may raise EvaluationError.
+    """
 
     expression: tree.Expression
     prepare: Prepare | None
+    fallible: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +52,22 @@ class Program:
     slots: tuple[Any, ...]
     source: str
 
+    @cached_property
+    def fallible(self) -> bool:
+        """Whether it is not certain that ``bound`` succeeds with any values."""
+        slots = [slot for slot in self.slots if isinstance(slot, Slot)]
+        return any(slot.fallible or not _is_plain(slot.expression) for slot in slots)
+
     def bound(self, value: Callable[[tree.Expression], Any]) -> Predicate:
         """The function for one shape. ``value`` gives that of a constant expression."""
         return self.factory(*[_prepared(slot, value) if isinstance(slot, Slot) else slot for slot in self.slots])
+
+
+def _is_plain(node: tree.Expression) -> bool:
+    """Whether a constant expression has a value for certain."""
+    if isinstance(node, tree.ArrayOf) and not node.nested:
+        return all(map(_is_plain, node.items))
+    return isinstance(node, tree.Constant | tree.Param)
 
 
 def _prepared(slot: Slot, value: Callable[[tree.Expression], Any]) -> Any:
@@ -125,8 +145,8 @@ class _Generator:
     def _object(self, thing: Any) -> str:
         return self._named_slot((id(thing), 0), thing)
 
-    def _constant(self, expression: tree.Expression, prepare: Prepare | None = None) -> str:
-        return self._named_slot((id(expression), id(prepare)), Slot(expression, prepare))
+    def _constant(self, expression: tree.Expression, prepare: Prepare | None = None, fallible: bool = False) -> str:
+        return self._named_slot((id(expression), id(prepare)), Slot(expression, prepare, fallible))
 
     def _named_slot(self, key: tuple[int, int], slot: Any) -> str:
         # Slots keep what the ids are of alive.
@@ -253,7 +273,8 @@ class _Generator:
             fixed, other = arguments[function.prepared_place], arguments[1 - function.prepared_place]
             if self._is_constant(fixed) and never_null(fixed):
                 check, subject = self._operand(other)
-                return [check] if check else [], f"{self._constant(fixed, function.prepare)}({subject})"
+                fallible = function.name not in _ALL_PATTERNS
+                return [check] if check else [], f"{self._constant(fixed, function.prepare, fallible)}({subject})"
         operands = [self._operand(argument) for argument in arguments]
         checks = [check for check, _ in operands if check]
         codes = [code for _, code in operands]

@@ -70,6 +70,8 @@ def integer_input(bound: int) -> Callable[[str], int]:
     """The input function of the integer type with values in [-bound, bound). Raises ValueError."""
 
     def read(text: str) -> int:
+        if len(text) < 20 and text.isdecimal() and text.isascii() and (value := int(text)) < bound:
+            return value
         match = _INTEGER.match(text.strip(SPACE)) if text.isascii() else None
         if match is None or len(text) > 200:
             raise ValueError(text)
