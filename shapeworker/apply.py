@@ -142,7 +142,7 @@ class Applier:
         """From the next change on. If a transaction is passing, the shape is told of the rest of it, and knows so."""
         audiences = self._audiences.setdefault(shape.table.oid, [])
         # There is more than one only after the table was altered in a way that shapes have survived.
-        audience = next((audience for audience in audiences if audience.table == shape.table), None)
+        audience = next((a for a in audiences if a.table is shape.table or a.table == shape.table), None)
         if audience is None:
             audience = Audience(shape.table)
             audiences.append(audience)

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -66,6 +67,17 @@ class ShapeRow(msgspec.Struct, frozen=True, kw_only=True):
     filter_until: int | None = None
     reason: str | None = None
     used: int = 0
+
+
+@lru_cache(maxsize=256)
+def _table(stored: bytes) -> Table:
+    # Most shapes have one of few descriptions. One object for all saves memory, and time wherever they are compared.
+    return msgspec.msgpack.decode(stored, type=Table)
+
+
+@lru_cache(maxsize=256)
+def _selected(stored: bytes) -> tuple[str, ...]:
+    return msgspec.msgpack.decode(stored, type=tuple[str, ...])
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -150,8 +162,8 @@ class Catalog:
                 handle=handle,
                 state=state,
                 request=msgspec.msgpack.decode(request, type=ShapeRequest),
-                table=msgspec.msgpack.decode(table, type=Table),
-                selected=msgspec.msgpack.decode(selected, type=tuple[str, ...]),
+                table=_table(table),
+                selected=_selected(selected),
                 snapshot=None if snapshot is None else Snapshot.parse(snapshot),
                 filter_until=None if filter_until is None else int(filter_until),
                 reason=reason,
