@@ -3,6 +3,9 @@
 A cover of a clause is a list of paths such that each row for which the clause is true matches one of them. It is exact
 if the clause is true for no other row; otherwise the clause's predicate decides about the rows that match. A clause
 without a cover has to look at every row.
+
+The same rules also work before the values of parameters are known: then a path has :class:`Later` in the place of a
+key, and :mod:`plans` puts the values in, clause by clause.
 """
 
 from __future__ import annotations
@@ -14,12 +17,18 @@ import msgspec
 
 from shapeworker.where import tree
 from shapeworker.where.arrays import Array
-from shapeworker.where.compile import same_texts, unlabelled
+from shapeworker.where.compile import is_constant, same_texts, unlabelled
 from shapeworker.where.texts import lower
 from shapeworker.where.types import STRINGS, Type
 
 MAX_PATHS: Final = 20_000
 """A clause with more of them is not worth its place in the indexes."""
+
+
+MAX_INFIX: Final = 12
+"""Characters of a text that a value is searched for. It bounds how many of the texts can end at one place of it, one
+being the end of another, and so the time and memory that a value can take whoever chose the texts.
+"""
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -32,18 +41,30 @@ class Field(msgspec.Struct, frozen=True):
     read: Callable[[bytes], Any] | None
 
 
+class Later(msgspec.Struct, frozen=True):
+    """The key that a parameter will give: its value, by ``prepare`` if there is one. A parameter is never NULL."""
+
+    number: int
+    prepare: Callable[[Any], Any] | None
+
+
+class Undecided(Exception):
+    """What a cover looks like depends on the values of parameters."""
+
+
 class Equal(msgspec.Struct, frozen=True):
-    """The columns have these keys; None is NULL."""
+    """The columns have these keys; None is NULL. And the row matches ``then``, if there is one, which is no Equal."""
 
     fields: tuple[Field, ...]
     keys: tuple[Any, ...]
+    then: Path | None = None
 
 
 class Contains(msgspec.Struct, frozen=True):
     """The array in a column has all these elements, by their keys; there is at least one."""
 
     field: Field
-    elements: frozenset[Any]
+    elements: frozenset[Any] | Later
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -70,13 +91,21 @@ class Prefix(msgspec.Struct, frozen=True):
 
 
 class Infix(msgspec.Struct, frozen=True):
-    """The column's text has this in it; both in lower case if its field reads so."""
+    """The column's text has this in it, which is no longer than MAX_INFIX; both in lower case if its field reads so."""
 
     field: Field
     text: str
 
 
-Path = Equal | Contains | Bound | Between | Prefix | Infix
+class Pattern(msgspec.Struct, frozen=True):
+    """A Prefix or an Infix, as soon as the pattern is known. Not in the cover of a clause."""
+
+    field: Field
+    role: str
+    pattern: Later
+
+
+Path = Equal | Contains | Bound | Between | Prefix | Infix | Pattern
 
 
 class Cover(msgspec.Struct, frozen=True):
@@ -87,7 +116,10 @@ class Cover(msgspec.Struct, frozen=True):
 
 
 def cover(expression: tree.Expression) -> Cover | None:
-    """A cover of a boolean expression; None if there is none."""
+    """A cover of a boolean expression; None if there is none.
+
+    Raises Undecided if that depends on parameters which the expression still has.
+    """
     found = _true(expression)
     return None if found is None or len(found.paths) > MAX_PATHS else found
 
@@ -101,6 +133,8 @@ def _true(node: tree.Expression) -> Cover | None:
     match node:
         case tree.Constant():
             return None if node.value else _NOTHING
+        case _ if is_constant(node):
+            raise Undecided
         case tree.ColumnRef():
             return _equal(node, b"t")
         case tree.Not():
@@ -124,6 +158,8 @@ def _false(node: tree.Expression) -> Cover | None:
     match node:
         case tree.Constant():
             return None if node.value is False else _NOTHING
+        case _ if is_constant(node):
+            raise Undecided
         case tree.ColumnRef():
             return _equal(node, b"f")
         case tree.Not():
@@ -135,8 +171,8 @@ def _false(node: tree.Expression) -> Cover | None:
             return _junction("or", [other, _equal(node.item, None)])
         case tree.IsDistinct():
             left, right = unlabelled(node.left), node.right
-            if isinstance(left, tree.ColumnRef) and isinstance(right, tree.Constant):
-                return _equality(left, right.type, right.value)
+            if isinstance(left, tree.ColumnRef) and is_constant(right):
+                return _equality(left, _decided(right))
         case tree.Apply() if node.function.role in _INVERSE:
             return _comparison(node, _INVERSE[node.function.role or ""])
     return None
@@ -152,37 +188,55 @@ def _junction(connective: str, covers: list[Cover | None]) -> Cover | None:
         return Cover(tuple(dict.fromkeys(paths)), all(found.exact for found in covers if found))
     present = [found for found in covers if found is not None]
     # In AND, each cover is one of the whole; several of one kind can be joined to a narrower one.
-    joined = [*_composite(present), *_intervals(present)]
-    best = min([*joined, *present], key=_rank, default=None)
+    candidates = [*_composite(present), *_intervals(present), *present]
+    best = min(candidates, key=_rank, default=None)
     if best is None or not best.paths:
         return best
-    exact = best.exact and (len(covers) == 1 or (best in joined and _all_in(best, covers)))
-    return Cover(best.paths, exact)
+    equal = min(filter(_is_equality, candidates), key=_rank, default=None)
+    other = min(filter(_is_other, candidates), key=_rank, default=None)
+    if equal is None or other is None:
+        return Cover(best.paths, best.exact and _says_all(best, None, covers))
+    (then,) = other.paths
+    narrowed = tuple(Equal(path.fields, path.keys, then) for path in equal.paths if isinstance(path, Equal))
+    return Cover(narrowed, equal.exact and other.exact and _says_all(equal, other, covers))
+
+
+def _is_equality(found: Cover) -> bool:
+    return all(isinstance(path, Equal) and path.then is None for path in found.paths)
+
+
+def _is_other(found: Cover) -> bool:
+    return len(found.paths) == 1 and not isinstance(found.paths[0], Equal)
 
 
 def _composite(covers: list[Cover]) -> Iterator[Cover]:
     keys: dict[Field, Any] = {}
     for found in covers:
-        if len(found.paths) == 1 and isinstance(path := found.paths[0], Equal) and len(path.fields) == 1:
-            keys.setdefault(path.fields[0], path.keys[0])
+        if _is_equality(found) and len(found.paths) == 1:
+            (path,) = found.paths
+            assert isinstance(path, Equal)
+            for field, key in zip(path.fields, path.keys, strict=True):
+                keys.setdefault(field, key)
     if len(keys) > 1:
         # In a fixed order, so that equal sets of columns share an index.
         fields = sorted(keys, key=lambda field: field.position)
         yield Cover((Equal(tuple(fields), tuple(keys[field] for field in fields)),), True)
 
 
-def _all_in(best: Cover, covers: list[Cover | None]) -> bool:
-    (path,) = best.paths
-    if not isinstance(path, Equal):
+def _says_all(chosen: Cover, then: Cover | None, covers: list[Cover | None]) -> bool:
+    """Whether every operand of an AND is true for rows that match the chosen ones, which are exact."""
+    return all(found is not None and (found in (chosen, then) or _is_part(found, chosen)) for found in covers)
+
+
+def _is_part(found: Cover, chosen: Cover) -> bool:
+    """Whether an operand is an equality that all chosen paths have, too."""
+    if not found.exact or len(found.paths) != 1:
         return False
-    parts = {(field, key) for field, key in zip(path.fields, path.keys, strict=True)}
-    for found in covers:
-        if found is None or not found.exact or len(found.paths) != 1:
-            return False
-        single = found.paths[0]
-        if not isinstance(single, Equal) or not parts.issuperset(zip(single.fields, single.keys, strict=True)):
-            return False
-    return True
+    (path,) = found.paths
+    if not isinstance(path, Equal) or path.then is not None:
+        return False
+    wanted = set(zip(path.fields, path.keys, strict=True))
+    return all(isinstance(p, Equal) and wanted <= set(zip(p.fields, p.keys, strict=True)) for p in chosen.paths)
 
 
 def _intervals(covers: list[Cover]) -> Iterator[Cover]:
@@ -192,9 +246,19 @@ def _intervals(covers: list[Cover]) -> Iterator[Cover]:
         if len(found.paths) == 1 and isinstance(path := found.paths[0], Bound):
             (lows if path.operator in (">", ">=") else highs).setdefault(path.field, path.key)
     for field in lows.keys() & highs.keys():
-        low, high = number(lows[field]), number(highs[field])
-        if low is not None and high is not None:
-            yield Cover((Between(field, low, high),), False) if low <= high else _NOTHING
+        if isinstance(lows[field], Later) or isinstance(highs[field], Later):
+            if field.read is not None:
+                yield Cover((Between(field, lows[field], highs[field]),), False)
+        elif (joined := between(field, lows[field], highs[field])) is not None:
+            yield joined
+
+
+def between(field: Field, low_key: Any, high_key: Any) -> Cover | None:
+    """What two bounds make together; None if they are not finite numbers."""
+    low, high = number(low_key), number(high_key)
+    if low is None or high is None:
+        return None
+    return Cover((Between(field, low, high),), False) if low <= high else _NOTHING
 
 
 def number(key: Any) -> float | None:
@@ -220,11 +284,11 @@ def _rank(found: Cover) -> tuple[int, int]:
                 return 7 if few else 1 if len(path.fields) > 1 else 2
             case Contains():
                 return 3
-            case Prefix():
+            case Prefix() | Pattern():
                 return 4
             case Between():
                 return 5
-            case Bound():
+            case Infix():
                 return 6
         return 8
 
@@ -257,50 +321,104 @@ def _reader(type_: Type, key: Callable[[Any], Any] | None) -> Callable[[bytes], 
     return found
 
 
-def _equal(column: tree.Expression, text: bytes | None) -> Cover:
+def _equal(column: tree.Expression, text: bytes | Later | None) -> Cover:
     assert isinstance(column, tree.ColumnRef)
     return Cover((Equal((raw_field(column),), (text,)),), True)
 
 
-def _equality(column: tree.ColumnRef, type_: Type, value: Any) -> Cover | None:
-    if value is None:
+def _decided(node: tree.Expression) -> tree.Expression:
+    """A constant of which it is known whether it is NULL: a Constant, or a Param with its casts. Raises Undecided."""
+    inner = node
+    while isinstance(inner, tree.Apply) and inner.function.role in ("cast", "relabel"):
+        inner = inner.arguments[0]
+    if not isinstance(inner, tree.Constant | tree.Param):
+        raise Undecided
+    return node
+
+
+def _key(constant: tree.Expression, prepare: Callable[[Any], Any] | None) -> Any:
+    if isinstance(constant, tree.Param):
+        return Later(constant.number, prepare)
+    if isinstance(constant, tree.Apply):
+        cast = constant.function.body
+        return _key(constant.arguments[0], cast if prepare is None else lambda value: prepare(cast(value)))
+    assert isinstance(constant, tree.Constant)
+    return constant.value if prepare is None else prepare(constant.value)
+
+
+def _is_null(constant: tree.Expression) -> bool:
+    return isinstance(constant, tree.Constant) and constant.value is None
+
+
+def _equality(column: tree.ColumnRef, constant: tree.Expression) -> Cover | None:
+    type_ = constant.type
+    if _is_null(constant):
         return _equal(column, None)
     if same_texts(column.type, type_):
-        assert type_.raw is not None
-        return _equal(column, type_.raw(value))
+        return _equal(column, _key(constant, type_.raw))
     if column.type is not type_:
         return None
-    return Cover((Equal((_keyed(column, type_.key),), (type_.same(value),)),), True)
+    return Cover((Equal((_keyed(column, type_.key),), (_key(constant, type_.key),)),), True)
 
 
 def _quantified(node: tree.Quantified) -> Cover | None:
     if node.function.role != "=" or node.all:
         return None
     left, array = unlabelled(node.left), unlabelled(node.array)
-    if isinstance(left, tree.ColumnRef) and isinstance(array, tree.Constant):
-        element = array.type.element
-        assert element is not None
-        members = array.value.elements if array.value else ()
-        return _junction("or", [_equality(left, element, item) for item in members if item is not None])
-    if isinstance(left, tree.Constant) and isinstance(array, tree.ColumnRef) and left.type is array.type.element:
-        return _contains(array, [left.value])
+    if isinstance(left, tree.ColumnRef) and is_constant(array):
+        if _is_null(array):
+            return _NOTHING
+        return _junction("or", [_equality(left, item) for item in _elements(array) if not _is_null(item)])
+    if is_constant(left) and isinstance(array, tree.ColumnRef) and left.type is array.type.element:
+        return _contains(array, [_decided(left)])
     return None
 
 
-def _contains(column: tree.ColumnRef, elements: list[Any]) -> Cover | None:
+def _elements(array: tree.Expression) -> list[tree.Expression]:
+    """The elements of an array that is a constant or made of some. Raises Undecided if their number is not known."""
+    if isinstance(array, tree.ArrayOf) and not array.nested:
+        return list(map(_decided, array.items))
+    if not isinstance(array, tree.Constant):
+        raise Undecided
+    element = array.type.element
+    assert element is not None
+    return [tree.Constant(element, item) for item in array.value.elements]
+
+
+def _contains(column: tree.ColumnRef, elements: list[tree.Expression]) -> Cover | None:
     element = column.type.element
     assert element is not None
-    if None in elements:
+    if any(map(_is_null, elements)):
         return _NOTHING
     if not elements or element.is_enum:
         return None
+    wanted = frozenset(_key(item, element.key) for item in elements)
+    return Cover((Contains(_elements_field(column), wanted),), True)
+
+
+def _contains_all(column: tree.ColumnRef, array: tree.Param) -> Cover | None:
+    element = column.type.element
+    assert element is not None
+    if element.is_enum:
+        return None
     key = element.same
 
-    def keys(value: Array) -> frozenset[Any]:
-        return frozenset(key(item) for item in value.elements if item is not None)
+    def wanted(value: Array) -> frozenset[Any]:
+        if None in value.elements or not value.elements:
+            raise Undecided
+        return frozenset(map(key, value.elements))
 
-    read = _readers.setdefault((column.type, "elements"), lambda text: keys(column.type.read(text)))
-    return Cover((Contains(Field(column.position, read), frozenset(map(key, elements))),), False)
+    return Cover((Contains(_elements_field(column), Later(array.number, wanted)),), True)
+
+
+def _elements_field(column: tree.ColumnRef) -> Field:
+    assert column.type.element is not None
+    key = column.type.element.same
+
+    def keys(text: bytes) -> frozenset[Any]:
+        return frozenset(key(item) for item in column.type.read(text).elements if item is not None)
+
+    return Field(column.position, _readers.setdefault((column.type, "elements"), keys))
 
 
 def _applied(node: tree.Apply) -> Cover | None:
@@ -309,8 +427,10 @@ def _applied(node: tree.Apply) -> Cover | None:
         return _comparison(node, role or "")
     if role in ("@>", "<@") and len(node.arguments) == 2:
         outer, inner = node.arguments if role == "@>" else reversed(node.arguments)
-        if isinstance(outer, tree.ColumnRef) and isinstance(inner, tree.Constant) and outer.type is inner.type:
-            return _contains(outer, list(inner.value.elements)) if outer.type.is_array and inner.value else None
+        if isinstance(outer, tree.ColumnRef) and outer.type.is_array and outer.type is inner.type:
+            if isinstance(inner, tree.Param):
+                return _contains_all(outer, inner)
+            return _contains(outer, _elements(inner)) if is_constant(inner) and not _is_null(inner) else None
     if role in ("~~", "~~*", "^@"):
         return _pattern(node, role or "")
     return None
@@ -320,36 +440,57 @@ def _comparison(node: tree.Apply, role: str) -> Cover | None:
     left, right = map(unlabelled, node.arguments)
     if isinstance(right, tree.ColumnRef):
         left, right, role = right, left, _SWAPPED[role]
-    if not isinstance(left, tree.ColumnRef) or not isinstance(right, tree.Constant) or right.value is None:
+    if not isinstance(left, tree.ColumnRef) or not is_constant(right) or _is_null(right):
         return None
+    constant = _decided(right)
     if role == "=":
-        return _equality(left, right.type, right.value)
+        return _equality(left, constant)
     if same_texts(left.type, right.type) and left.type.raw_order and right.type.raw_order:
-        assert right.type.raw is not None
-        return Cover((Bound(raw_field(left), role, right.type.raw(right.value)),), True)
+        return Cover((Bound(raw_field(left), role, _key(constant, right.type.raw)),), True)
     # Labels of an enum that are newer than the shape have no place in its order.
     if left.type is not right.type or left.type.is_enum or left.type.is_array:
         return None
-    return Cover((Bound(_keyed(left, left.type.key), role, left.type.same(right.value)),), True)
+    return Cover((Bound(_keyed(left, left.type.key), role, _key(constant, left.type.key)),), True)
 
 
 def _pattern(node: tree.Apply, role: str) -> Cover | None:
     subject, pattern = node.arguments
-    if subject.type not in STRINGS or not isinstance(pattern, tree.Constant) or pattern.value is None:
+    if subject.type not in STRINGS or not is_constant(pattern) or _is_null(pattern):
         return None
     # char(n) is matched with its blanks, which is how its text is.
     column = unlabelled(subject)
     if not isinstance(column, tree.ColumnRef) or column.type not in STRINGS:
         return None
-    runs = [pattern.value] if role == "^@" else _runs(lower(pattern.value) if role == "~~*" else pattern.value)
+    key = _key(_decided(pattern), None)
+    field = Field(column.position, _read_lower if role == "~~*" else _read_text)
+    if isinstance(key, Later):
+        return Cover((Pattern(field, role, key),), True)
+    return pattern_cover(field, role, key)
+
+
+def _read_text(text: bytes) -> str:
+    return text.decode()
+
+
+def _read_lower(text: bytes) -> str:
+    return text.decode().lower() if text.isascii() else lower(text.decode())
+
+
+def pattern_cover(field: Field, role: str, pattern: str) -> Cover | None:
+    """The cover of LIKE (``~~``), ILIKE (``~~*``) or ``^@`` with a pattern."""
+    if role == "^@":
+        return Cover((Prefix(field, pattern),), True)
+    runs = _runs(lower(pattern) if role == "~~*" else pattern)
     if runs is None:
         return None
-    field = _keyed(column, lower) if role == "~~*" else _keyed(column, None)
-    if role == "^@" or runs[0]:
-        exact = role == "^@" or (len(runs) == 2 and not runs[1])
-        return Cover((Prefix(field, runs[0]),), exact)
+    if runs[0]:
+        return Cover((Prefix(field, runs[0]),), len(runs) == 2 and not runs[1])
     longest = max(runs, key=len)
-    return Cover((Infix(field, longest),), False) if longest else None
+    if not longest:
+        return None
+    # The end of a long text tells more than its beginning: many have the latter in common.
+    exact = len(runs) == 3 and not runs[2] and len(longest) <= MAX_INFIX
+    return Cover((Infix(field, longest[-MAX_INFIX:]),), exact)
 
 
 def _runs(pattern: str) -> list[str] | None:
@@ -365,8 +506,8 @@ def _runs(pattern: str) -> list[str] | None:
             runs.append(current)
             current = ""
             if character == "_":
-                # So that the first run is never taken for all of a prefix pattern.
-                runs.append("")
+                # So that a pattern with one is never taken for a mere prefix or infix.
+                runs += ("", "")
         else:
             current += character
     return [*runs, current]

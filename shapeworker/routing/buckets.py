@@ -1,20 +1,36 @@
-"""What an index keeps under a key: one clause as it is, several in a dict. Most keys have one, and dicts are large."""
+"""What indexes are, and what they keep under a key: one clause as it is, several in a dict. Most keys have one, and
+dicts are large.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from shapeworker.where import Filter
 
 
 class Clause:
     """A clause in the indexes: its shape, and its predicate unless matching a path says it all."""
 
-    __slots__ = ("paths", "predicate", "shape")
+    __slots__ = ("filter", "predicate", "shape")
 
-    def __init__(self, shape: Any, predicate: Callable[[Any], bool] | None, paths: tuple[Any, ...] | None) -> None:
+    def __init__(self, shape: Any, filter_: Filter, predicate: Callable[[Any], bool] | None) -> None:
         self.shape = shape
+        self.filter = filter_
         self.predicate = predicate
-        self.paths = paths
+
+
+class Index(Protocol):
+    """Paths of one kind over the same columns. Its length is 0 when it is empty."""
+
+    def __len__(self) -> int: ...
+
+    def add(self, path: Any, clause: Clause, /) -> None: ...
+
+    def remove(self, path: Any, clause: Clause, /) -> None: ...
+
+    def look_up(self, row: Sequence[bytes | None], found: list[Clause], /) -> None: ...
 
 
 Bucket = Clause | dict[Clause, None]

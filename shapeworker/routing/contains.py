@@ -10,31 +10,41 @@ from shapeworker.routing.buckets import Clause
 
 
 class ContainsIndex:
-    """Each clause is filed under one of its elements: the one that fewest others are filed under."""
+    """Each clause is filed under two of its elements, those that fewest others are filed under, or under its only one.
+
+    One element alone can be that of very many clauses, of which a row has no more than few in full.
+    """
 
     def __init__(self, field: Field) -> None:
         self._field = field
-        self._lists: dict[Any, dict[tuple[Clause, frozenset[Any]], None]] = {}
-        self._places: dict[tuple[Clause, frozenset[Any]], Any] = {}
+        self._lists: dict[Any, dict[Any, dict[tuple[Clause, frozenset[Any]], None]]] = {}
+        self._places: dict[tuple[Clause, frozenset[Any]], tuple[Any, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def add(self, path: Contains, clause: Clause) -> None:
         """Files a clause. O(its elements)."""
-        entry = clause, path.elements
-        place = min(path.elements, key=lambda element: len(self._lists.get(element, ())))
-        self._lists.setdefault(place, {})[entry] = None
-        self._places[entry] = place
+        elements = path.elements
+        assert isinstance(elements, frozenset)
+        first = min(elements, key=lambda element: len(self._lists.get(element, ())))
+        under = self._lists.setdefault(first, {})
+        second = min(elements - {first}, key=lambda element: len(under.get(element, ())), default=first)
+        entry = clause, elements
+        under.setdefault(second, {})[entry] = None
+        self._places[entry] = first, second
 
     def remove(self, path: Contains, clause: Clause) -> None:
         """Forgets a clause. O(1)."""
+        assert isinstance(path.elements, frozenset)
         entry = clause, path.elements
-        place = self._places.pop(entry)
-        entries = self._lists[place]
-        del entries[entry]
-        if not entries:
-            del self._lists[place]
+        first, second = self._places.pop(entry)
+        under = self._lists[first]
+        del under[second][entry]
+        if not under[second]:
+            del under[second]
+            if not under:
+                del self._lists[first]
 
     def look_up(self, row: Sequence[bytes | None], found: list[Clause]) -> None:
         """Appends the clauses that a row matches."""
@@ -42,8 +52,10 @@ class ContainsIndex:
         if text is None:
             return
         assert self._field.read is not None
-        held = self._field.read(text)
-        for element in held:
-            for clause, wanted in self._lists.get(element, ()):
-                if wanted <= held:
-                    found.append(clause)
+        held: frozenset[Any] = self._field.read(text)
+        for first in held & self._lists.keys():
+            under = self._lists[first]
+            for second in held & under.keys():
+                for clause, wanted in under[second]:
+                    if len(wanted) < 3 or wanted <= held:
+                        found.append(clause)

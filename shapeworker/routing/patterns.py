@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from shapeworker.routing.access import Field, Infix, Prefix
 from shapeworker.routing.buckets import Bucket, Clause, gather, joined, parted
-
-_GRAM: Final = 3
-"""How many characters of a text it is filed under. More make fewer false hits, fewer suit shorter texts."""
+from shapeworker.routing.substrings import Substrings
 
 
 class PrefixIndex:
@@ -52,48 +49,37 @@ class PrefixIndex:
 
 
 class InfixIndex:
-    """Each text is filed under one run of three of its characters, the one that fewest others are filed under.
-
-    A value is asked for all of its runs. Unlike an automaton over all texts, this takes and loses clauses at any time.
-    """
+    """A dict, and which of its texts a value has in it."""
 
     def __init__(self, field: Field) -> None:
         self._field = field
-        self._grams: dict[int, dict[str, dict[tuple[Clause, str], None]]] = {}
-        self._places: dict[tuple[Clause, str], str] = {}
+        self._texts = Substrings()
+        self._buckets: dict[str, Bucket] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._buckets)
 
     def add(self, path: Infix, clause: Clause) -> None:
-        """Files a clause. O(length of its text)."""
-        size = min(_GRAM, len(path.text))
-        lists = self._grams.setdefault(size, {})
-        runs = (path.text[at : at + size] for at in range(len(path.text) - size + 1))
-        place = min(runs, key=lambda run: len(lists.get(run, ())))
-        lists.setdefault(place, {})[clause, path.text] = None
-        self._places[clause, path.text] = place
+        """Files a clause. O(length of its text), when rows come."""
+        bucket = self._buckets.get(path.text)
+        if bucket is None:
+            self._texts.add(path.text)
+        self._buckets[path.text] = joined(bucket, clause)
 
     def remove(self, path: Infix, clause: Clause) -> None:
-        """Forgets a clause. O(1)."""
-        place = self._places.pop((clause, path.text))
-        lists = self._grams[len(place)]
-        del lists[place][clause, path.text]
-        if not lists[place]:
-            del lists[place]
-            if not lists:
-                del self._grams[len(place)]
+        """Forgets a clause. O(length of its text), when rows come."""
+        left = parted(self._buckets[path.text], clause)
+        if left is not None:
+            self._buckets[path.text] = left
+            return
+        del self._buckets[path.text]
+        self._texts.remove(path.text)
 
     def look_up(self, row: Sequence[bytes | None], found: list[Clause]) -> None:
-        """Appends the clauses that a row may match."""
+        """Appends the clauses that a row matches."""
         text = row[self._field.position]
         if text is None:
             return
         assert self._field.read is not None
-        value: str = self._field.read(text)
-        for size, lists in self._grams.items():
-            runs = {value[at : at + size] for at in range(len(value) - size + 1)}
-            for run in runs & lists.keys():
-                for clause, wanted in lists[run]:
-                    if wanted in value:
-                        found.append(clause)
+        for infix in self._texts.within(self._field.read(text)):
+            gather(self._buckets[infix], found)

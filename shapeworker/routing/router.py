@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final, Generic, TypeVar
 
-from shapeworker.routing.access import Between, Bound, Contains, Equal, Infix, Path, Prefix, cover
-from shapeworker.routing.buckets import Clause
+from shapeworker.routing.access import Between, Bound, Contains, Equal, Field, Infix, Prefix
+from shapeworker.routing.buckets import Clause, Index
 from shapeworker.routing.contains import ContainsIndex
-from shapeworker.routing.equality import EqualityIndex
+from shapeworker.routing.equality import EqualityIndex, NarrowedIndex
 from shapeworker.routing.patterns import InfixIndex, PrefixIndex
+from shapeworker.routing.plans import Kind, access_of
 from shapeworker.routing.ranges import BetweenIndex, BoundIndex
 from shapeworker.where import EvaluationError, Filter
 
@@ -17,24 +18,12 @@ Row = Sequence[bytes | None]
 Shape = TypeVar("Shape", bound=Hashable)
 
 
-class Index(Protocol):
-    """Paths of one kind over the same columns."""
-
-    def __len__(self) -> int: ...
-
-    def add(self, path: Any, clause: Clause, /) -> None: ...
-
-    def remove(self, path: Any, clause: Clause, /) -> None: ...
-
-    def look_up(self, row: Row, found: list[Clause], /) -> None: ...
-
-
 class Router(Generic[Shape]):
     """Clauses by shape. Adding and removing costs what the clause's own keys cost, at any time."""
 
     def __init__(self) -> None:
         self._clauses: dict[Shape, Clause] = {}
-        self._indexes: dict[tuple[Any, ...], Index] = {}
+        self._indexes: dict[Kind, Index] = {}
         self._scanned: dict[Clause, None] = {}
 
     def __len__(self) -> int:
@@ -48,29 +37,33 @@ class Router(Generic[Shape]):
     def add(self, shape: Shape, filter_: Filter) -> None:
         """Files a shape that is not here yet."""
         assert shape not in self._clauses
-        found = cover(filter_.tree)
-        exact = found is not None and found.exact
-        clause = Clause(shape, None if exact else filter_.predicate, None if found is None else found.paths)
+        paths, exact = access_of(filter_)
+        if exact and paths is not None:
+            exact = all(kind.then is None for kind in paths.values())
+        clause = Clause(shape, filter_, None if exact else filter_.predicate)
         self._clauses[shape] = clause
-        if clause.paths is None:
+        if paths is None:
             self._scanned[clause] = None
             return
-        for path in clause.paths:
-            kind = _kind(path)
+        for path, kind in paths.items():
             index = self._indexes.get(kind)
             if index is None:
-                index = self._indexes[kind] = _made(path)
+                index = self._indexes[kind] = _made(kind)
             index.add(path, clause)
 
     def remove(self, shape: Shape) -> None:
         """Forgets a shape."""
         clause = self._clauses.pop(shape)
-        if clause.paths is None:
+        # The same as when it was added; to keep them would take more memory than all the rest.
+        paths, _ = access_of(clause.filter)
+        if paths is None:
             del self._scanned[clause]
             return
-        for path in clause.paths:
-            kind = _kind(path)
-            index = self._indexes[kind]
+        for path, kind in paths.items():
+            index = self._indexes.get(kind)
+            if index is None:
+                # It was the last clause, and went with another of its paths.
+                continue
             index.remove(path, clause)
             if not index:
                 del self._indexes[kind]
@@ -98,26 +91,19 @@ class Router(Generic[Shape]):
         return shapes
 
 
-def _kind(path: Path) -> tuple[Any, ...]:
-    match path:
-        case Equal():
-            return Equal, path.fields
-        case Bound():
-            return Bound, path.field, path.operator
-    return type(path), path.field
+def _made(kind: Kind) -> Index:
+    then = kind.then
+    if then is not None:
+        return NarrowedIndex(kind, lambda: _made(then))
+    if kind.type is Equal:
+        return EqualityIndex(kind.fields)
+    (field,) = kind.fields
+    return BoundIndex(field, kind.operator) if kind.type is Bound else _INDEXES[kind.type](field)
 
 
-def _made(path: Path) -> Index:
-    match path:
-        case Equal():
-            return EqualityIndex(path.fields)
-        case Contains():
-            return ContainsIndex(path.field)
-        case Bound():
-            return BoundIndex(path.field, path.operator)
-        case Between():
-            return BetweenIndex(path.field)
-        case Prefix():
-            return PrefixIndex(path.field)
-        case Infix():
-            return InfixIndex(path.field)
+_INDEXES: Final[dict[type, Callable[[Field], Index]]] = {
+    Contains: ContainsIndex,
+    Between: BetweenIndex,
+    Prefix: PrefixIndex,
+    Infix: InfixIndex,
+}
