@@ -2,6 +2,7 @@
 # make test         all tests but the long ones
 # make test-faults  the long ones: real processes under faults, for minutes
 # make test-where   the filter language against Postgres: 100 000 generated expressions
+# make bench        how fast it is: minutes, and nothing else should load the machine
 # make simulate     crash simulations, ten thousand seeds each: an hour or so
 # make lint         style and types
 
@@ -10,7 +11,7 @@ VENV := .venv
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test test-faults test-where simulate lint
+.PHONY: install run test test-faults test-where bench simulate lint
 
 install: $(STAMP)
 
@@ -34,6 +35,9 @@ test-faults: install
 
 test-where: install
 	$(VENV)/bin/python -m pytest tests/unit/shapeworker/where -m where
+
+bench: install
+	$(VENV)/bin/python -m tests.bench
 
 simulate: install
 	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000
