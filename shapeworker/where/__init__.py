@@ -35,7 +35,7 @@ def compile_where(text: str, params: Mapping[str, str], columns: Columns | Seque
         template = _lifted_template(lifted.text, columns)
         if template is not None:
             try:
-                return template.bound(values | lifted.literals)
+                return template.bound({**values, **lifted.literals})
             except InvalidWhere:
                 # To be told in the words for what the client has written.
                 pass

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -44,13 +45,14 @@ class Lifted(NamedTuple):
     """A text with parameters in the place of literals, and their values by number, as texts."""
 
     text: str
-    literals: dict[int, str]
+    literals: Mapping[int, str]
 
 
 class _Doubtful(Exception):
     pass
 
 
+@lru_cache(maxsize=256)
 def lift(text: str) -> Lifted | None:
     """The text without its literals; None if it has none that can be told from their surroundings."""
     if _ANY.search(text) is None or len(text) > _LONGEST or "\0" in text or not _is_unicode(text):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shapeworker.routing.access import Between, Bound, Contains, Equal, Infix, Prefix, cover
+from shapeworker.routing.equality import FEW
 from shapeworker.routing.router import Router
 from shapeworker.where import EvaluationError, Filter, InvalidWhere, compile_where
 from shapeworker.where.compile import Predicate
@@ -265,5 +266,42 @@ def test_many_clauses_under_one_key() -> None:
         assert set(router.route(cells, {})) == members
         assert asked == len(members)
     for number in range(300):
+        router.remove(number)
+    assert (len(router), router.index_count) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        "(i4 = 1 AND n > 100) OR (i4 = 1 AND n > {0})",
+        "(i4 = 1 AND n > 100) OR (i4 = 2 AND n > {0})",
+        "(i4 = 1 AND ai @> '{{1,2}}') OR (i4 = 1 AND ai @> '{{3,{0}}}')",
+        "(i4 = 1 AND t LIKE '%{0}%') OR (i4 = 1 AND t LIKE '%x{0}%')",
+        "i4 IN (1, 2) AND n > {0}",
+    ],
+)
+@pytest.mark.parametrize("count", [1, FEW - 1, FEW, FEW + 1, 3 * FEW])
+def test_several_paths_of_a_clause_under_one_key(clause: str, count: int) -> None:
+    """The key's clauses move into an index when they become many, each with all of its paths, and all leave it."""
+    random = Random(count)
+    router: Router[int] = Router()
+    shapes: dict[int, Predicate] = {}
+    places = {column.name: column.position for column in COLUMNS}
+    for number in range(count):
+        filter_ = compile_where(clause.format(number), {}, COLUMNS)
+        router.add(number, filter_)
+        shapes[number] = filter_.predicate
+    for _ in range(30):
+        cells: list[bytes | None] = [None] * len(COLUMNS)
+        cells[places["i4"]] = random.choice([b"1", b"2", b"3"])
+        cells[places["n"]] = b"%d" % random.randrange(-1, 3 * FEW)
+        cells[places["ai"]] = b"{1,2,%d,3,%d}" % (random.randrange(9), random.randrange(3 * FEW))
+        cells[places["t"]] = b"x%d" % random.randrange(3 * FEW)
+        assert set(router.route(cells, {})) == by_evaluation(shapes, cells)[0]
+        if random.random() < 0.2 and shapes:
+            gone = random.choice(sorted(shapes))
+            router.remove(gone)
+            del shapes[gone]
+    for number in shapes:
         router.remove(number)
     assert (len(router), router.index_count) == (0, 0)

@@ -80,3 +80,17 @@ def test_a_long_value_that_repeats_itself() -> None:
     for text in texts:
         substrings.add(text)
     assert set(substrings.within("a" * 200_000)) == {"a" * length for length in range(1, 13)}
+
+
+def test_removed_texts_take_no_memory_for_ever() -> None:
+    substrings = Substrings()
+    for number in range(2000):
+        substrings.add(f"text{number}")
+    substrings.within("text1")
+    for number in range(1990):
+        substrings.remove(f"text{number}")
+    assert substrings.within("text1995 text5") == {"text1995"}
+    assert sum(map(len, substrings._automata)) + len(substrings._removed) < 50
+    for number in range(1990, 2000):
+        substrings.remove(f"text{number}")
+    assert len(substrings) == 0

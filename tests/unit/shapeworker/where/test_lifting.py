@@ -23,7 +23,7 @@ def without_literals(text: str, params: dict[int, str]) -> Filter | None:
     template = None if lifted is None else where._lifted_template(lifted.text, TABLE)
     if lifted is None or template is None:
         return None
-    return template.bound(params | lifted.literals)
+    return template.bound({**params, **lifted.literals})
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,13 @@ def test_literals_that_are_lifted(text: str) -> None:
 )
 def test_literals_that_stay(text: str) -> None:
     assert without_literals(text, {}) is None
+
+
+@pytest.mark.parametrize("text", ["t = ×'a'", "t = ×5 AND t = 'a'", "t = a$'b'", "t = 'a'b", "t = 5a", "t = a.5"])
+def test_names_are_not_taken_for_literals(text: str) -> None:
+    """Every byte that is not ASCII belongs to a name."""
+    lifted = lift(text)
+    assert lifted is None or "×$" not in lifted.text
 
 
 def test_long_texts_keep_their_limits() -> None:
