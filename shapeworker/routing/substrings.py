@@ -48,7 +48,7 @@ class Substrings:
 
     def within(self, value: str) -> Collection[str]:
         """The texts that a value has in it, each once."""
-        if len(self._waiting) > _WAITING or len(self._removed) > _WAITING + len(self):
+        if len(self._waiting) > _WAITING or (self._removed and self._is_stale()):
             self._build()
         found: set[str] = set()
         for automaton in self._automata:
@@ -60,8 +60,11 @@ class Substrings:
                 found.add(text)
         return found - self._removed if found and self._removed else found
 
+    def _is_stale(self) -> bool:
+        return len(self._removed) > _WAITING + len(self)
+
     def _build(self) -> None:
-        everything = len(self._removed) > _WAITING + len(self)
+        everything = self._is_stale()
         texts = list(self._waiting)
         while self._automata and (everything or len(self._automata[-1]) < _RATIO * len(texts)):
             for text in self._automata.pop():

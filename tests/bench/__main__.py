@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures how fast Galvanic is.")
     parser.add_argument("names", nargs="*", choices=[*_BENCHES, []], metavar="NAME", help=", ".join(_BENCHES))
     parser.add_argument("--shapes", help="numbers of shapes, with commas between them")
-    parser.add_argument("--only", help="the one clause to measure")
+    parser.add_argument("--only", nargs="+", metavar="CLAUSE", help="the clauses to measure, by their names")
     parser.add_argument("--keep", default="", help="a suffix for the name of the results, so that others stay")
     asked = parser.parse_args()
     for name in asked.names or _BENCHES:
