@@ -64,7 +64,7 @@ class Contains(msgspec.Struct, frozen=True):
     """The array in a column has all these elements, by their keys; there is at least one."""
 
     field: Field
-    elements: frozenset[Any] | Later
+    elements: frozenset[Any]
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -105,7 +105,14 @@ class Pattern(msgspec.Struct, frozen=True):
     pattern: Later
 
 
-Path = Equal | Contains | Bound | Between | Prefix | Infix | Pattern
+class ContainsAll(msgspec.Struct, frozen=True):
+    """A Contains, as soon as the array is known. Not in the cover of a clause."""
+
+    field: Field
+    elements: Later
+
+
+Path = Equal | Contains | Bound | Between | Prefix | Infix | Pattern | ContainsAll
 
 
 class Cover(msgspec.Struct, frozen=True):
@@ -282,7 +289,7 @@ def _rank(found: Cover) -> tuple[int, int]:
                 # To be NULL or a truth says little about a row.
                 few = all(key in (None, b"t", b"f") for key in path.keys)
                 return 7 if few else 1 if len(path.fields) > 1 else 2
-            case Contains():
+            case Contains() | ContainsAll():
                 return 3
             case Prefix() | Pattern():
                 return 4
@@ -408,7 +415,7 @@ def _contains_all(column: tree.ColumnRef, array: tree.Param) -> Cover | None:
             raise Undecided
         return frozenset(map(key, value.elements))
 
-    return Cover((Contains(_elements_field(column), Later(array.number, wanted)),), True)
+    return Cover((ContainsAll(_elements_field(column), Later(array.number, wanted)),), True)
 
 
 def _elements_field(column: tree.ColumnRef) -> Field:

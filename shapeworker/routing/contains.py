@@ -26,7 +26,6 @@ class ContainsIndex:
     def add(self, path: Contains, clause: Clause) -> None:
         """Files a clause. O(its elements)."""
         elements = path.elements
-        assert isinstance(elements, frozenset)
         first = min(elements, key=lambda element: len(self._lists.get(element, ())))
         under = self._lists.setdefault(first, {})
         second = min(elements - {first}, key=lambda element: len(under.get(element, ())), default=first)
@@ -36,7 +35,6 @@ class ContainsIndex:
 
     def remove(self, path: Contains, clause: Clause) -> None:
         """Forgets a clause. O(1)."""
-        assert isinstance(path.elements, frozenset)
         entry = clause, path.elements
         first, second = self._places.pop(entry)
         under = self._lists[first]

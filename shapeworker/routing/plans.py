@@ -14,6 +14,7 @@ from shapeworker.routing.access import (
     Between,
     Bound,
     Contains,
+    ContainsAll,
     Cover,
     Equal,
     Later,
@@ -86,6 +87,8 @@ def kind_of(path: Path) -> Kind:
             return Kind(Equal, path.fields, then=None if path.then is None else kind_of(path.then))
         case Bound():
             return Kind(Bound, (path.field,), path.operator)
+        case ContainsAll():
+            return Kind(Contains, (path.field,))
     return Kind(type(path), (path.field,))
 
 
@@ -121,13 +124,12 @@ def _is_later(path: Path) -> bool:
         case Equal():
             return any(isinstance(key, Later) for key in path.keys) or (path.then is not None and _is_later(path.then))
         case Contains():
-            elements = path.elements
-            return isinstance(elements, Later) or any(isinstance(key, Later) for key in elements)
+            return any(isinstance(key, Later) for key in path.elements)
         case Bound():
             return isinstance(path.key, Later)
         case Between():
             return isinstance(path.low, Later) or isinstance(path.high, Later)
-    return isinstance(path, Pattern)
+    return isinstance(path, Pattern | ContainsAll)
 
 
 def _is_open(path: Path) -> bool:
@@ -151,10 +153,9 @@ def _keyed(path: Path) -> Callable[[Values], Path]:
         case Equal(fields, keys, then):
             after = _fixed(then) if then is None or not _is_later(then) else _keyed(then)
             return lambda value: Equal(fields, tuple([_filled(key, value) for key in keys]), after(value))
-        case Contains(field, Later() as whole):
-            return lambda value: Contains(field, _filled(whole, value))
+        case ContainsAll(field, array):
+            return lambda value: Contains(field, _filled(array, value))
         case Contains(field, elements):
-            assert not isinstance(elements, Later)
             keys = tuple(elements)
             return lambda value: Contains(field, frozenset([_filled(key, value) for key in keys]))
         case Bound(field, operator, key):
