@@ -407,7 +407,7 @@ def _contains_all(column: tree.ColumnRef, array: tree.Param) -> Cover | None:
     element = column.type.element
     assert element is not None
     if element.is_enum:
-        return None
+        raise Undecided
     key = element.same
 
     def wanted(value: Array) -> frozenset[Any]:

@@ -1,9 +1,10 @@
 """What the router does with a clause, for people: by which look-ups a row finds it, what that costs, how it would cost
-less. All of it is read off the cover that the router itself files the clause under (:mod:`access`).
+less. All of it is read off the paths that the router itself files the clause under (:mod:`plans`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,7 +14,6 @@ from shapeworker.routing.access import (
     Between,
     Bound,
     Contains,
-    Cover,
     Equal,
     Infix,
     Path,
@@ -21,6 +21,8 @@ from shapeworker.routing.access import (
     cover,
     number,
 )
+from shapeworker.routing.plans import Kind as IndexKind
+from shapeworker.routing.plans import access_of
 from shapeworker.where import Filter, canonical, tree
 from shapeworker.where.arrays import Array
 from shapeworker.where.compile import is_constant, unlabelled
@@ -75,29 +77,42 @@ class Access(msgspec.Struct, frozen=True):
 def explain(filter_: Filter) -> Access:
     """What the router does with a filter."""
     expression = filter_.tree
-    found = cover(expression)
+    found, exact = access_of(filter_)
     if found is None:
         return Access("scan", (), False, _why_scanned(expression))
     names = _Names(expression)
-    indexes: dict[tuple[Any, ...], list[Path]] = {}
-    for path in found.paths:
-        operator = path.operator if isinstance(path, Bound) else None
-        indexes.setdefault((type(path), _fields(path), operator), []).append(path)
+    indexes: dict[IndexKind, list[Path]] = {}
+    for path, kind in found.items():
+        indexes.setdefault(kind, []).append(path)
     lookups = tuple(
         Lookup(
-            _KINDS[kind][0],
-            tuple(names.column(field.position) for field in fields),
+            _KINDS[kind.type][0],
+            tuple(names.column(field.position) for field in _fields(kind)),
             len(paths),
             tuple(map(names.condition, paths[:SHOWN])),
         )
-        for (kind, fields, _), paths in indexes.items()
+        for kind, paths in indexes.items()
     )
-    costs = [_KINDS[kind][1] for kind, _, _ in indexes]
-    return Access(max(costs, key=_ORDER.index, default="nothing"), lookups, found.exact, _what_is_dear(found))
+    costs = [_cost(path) for path in found]
+    return Access(max(costs, key=_ORDER.index, default="nothing"), lookups, exact, _what_is_dear(found, exact))
 
 
-def _fields(path: Path) -> tuple[Any, ...]:
-    return path.fields if isinstance(path, Equal) else (path.field,)
+def _fields(kind: IndexKind) -> tuple[Any, ...]:
+    """The columns that a row is looked up by, each once: also those of the index under a key."""
+    then = () if kind.then is None else kind.then.fields
+    return tuple({field.position: field for field in (*kind.fields, *then)}.values())
+
+
+def _cost(path: Path) -> Cost:
+    cost = _KINDS[type(path)][1]
+    if isinstance(path, Equal) and path.then is not None and _says_little(path):
+        return max(cost, _cost(path.then), key=_ORDER.index)
+    return cost
+
+
+def _says_little(path: Equal) -> bool:
+    """Whether very many rows are likely to have the keys: a truth, or NULL."""
+    return all(key in (None, b"t", b"f") for key in path.keys)
 
 
 class _Names:
@@ -141,12 +156,13 @@ class _Names:
         """What a row must have to be found by a path."""
         match path:
             case Equal():
-                return " AND ".join(
+                conditions = [
                     f"{self.column(field.position)} IS NULL"
                     if key is None
                     else f"{self.column(field.position)} = {self._value(field.position, key)}"
                     for field, key in zip(path.fields, path.keys, strict=True)
-                )
+                ]
+                return " AND ".join(conditions if path.then is None else [*conditions, self.condition(path.then)])
             case Contains():
                 at = path.field.position
                 elements = [self._value(at, key, element=True) for key in path.elements]
@@ -162,6 +178,7 @@ class _Names:
                 at = path.field.position
                 verb = "begins with" if isinstance(path, Prefix) else "has in it"
                 return f"{self.column(at)} {verb} {self._value(at, path.text)}"
+        raise TypeError(type(path).__name__)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -170,14 +187,14 @@ class _Names:
 _NARROW: Final = "AND with an equality, a range or LIKE 'x%' that few rows meet is looked up instead"
 
 
-def _what_is_dear(found: Cover) -> str | None:
+def _what_is_dear(found: Iterable[Path], exact: bool) -> str | None:
     """What makes look-ups find many rows that the clause is then evaluated for."""
-    if any(isinstance(path, Infix) for path in found.paths):
-        return "A text inside a value is searched for run by run: LIKE 'x%', or AND with an equality, costs less."
-    if found.exact:
+    if any(isinstance(path, Infix) for path in found):
+        return "Each value is searched for a text inside it: LIKE 'x%', or AND with an equality, costs less."
+    if exact:
         return None
-    for path in found.paths:
-        if isinstance(path, Equal) and all(key in (None, b"t", b"f") for key in path.keys):
+    for path in found:
+        if isinstance(path, Equal) and path.then is None and _says_little(path):
             return (
                 "Rows are found by a truth or by NULL, which many have, and the clause is evaluated for each of them: "
                 f"{_NARROW}."

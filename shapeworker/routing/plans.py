@@ -96,20 +96,19 @@ class _Plan:
     def __init__(self, found: Cover | None) -> None:
         self._scan = found is None
         self._exact = found is not None and found.exact
-        paths = found.paths if found else ()
-        self._fixed = {path: kind_of(path) for path in paths if not _is_later(path)}
-        later = [path for path in paths if _is_later(path)]
-        self._keyed = [(_keyed(path), kind_of(path)) for path in later if not _is_open(path)]
-        self._open = [_open(path) for path in later if _is_open(path)]
+        # In the order of the clause: paths as they are, what fills in their keys, or what decides what they are.
+        self._steps = [_step(path) for path in (found.paths if found else ())]
 
     def access(self, value: Values) -> Access:
         """Raises Undecided if these values need another cover."""
         if self._scan:
             return _SCAN
-        paths, exact = self._fixed.copy(), self._exact
-        for make, kind in self._keyed:
-            paths[make(value)] = kind
-        for decide in self._open:
+        paths: dict[Path, Kind] = {}
+        exact = self._exact
+        for kind, fill, decide in self._steps:
+            if decide is None:
+                paths[fill(value)] = kind
+                continue
             found = decide(value)
             if found is None or not found.paths:
                 raise Undecided
@@ -117,6 +116,14 @@ class _Plan:
             for path in found.paths:
                 paths[path] = kind_of(path)
         return Access(paths, exact)
+
+
+def _step(path: Path) -> tuple[Kind, Callable[[Values], Path], Callable[[Values], Cover | None] | None]:
+    if not _is_later(path):
+        return kind_of(path), lambda value: path, None
+    if _is_open(path):
+        return kind_of(path), lambda value: path, _open(path)
+    return kind_of(path), _keyed(path), None
 
 
 def _is_later(path: Path) -> bool:
@@ -151,8 +158,10 @@ def _keyed(path: Path) -> Callable[[Values], Path]:
         case Equal(fields, (key,), None):
             return lambda value: Equal(fields, (_filled(key, value),))
         case Equal(fields, keys, then):
-            after = _fixed(then) if then is None or not _is_later(then) else _keyed(then)
-            return lambda value: Equal(fields, tuple([_filled(key, value) for key in keys]), after(value))
+            after = None if then is None or not _is_later(then) else _keyed(then)
+            return lambda value: Equal(
+                fields, tuple([_filled(key, value) for key in keys]), then if after is None else after(value)
+            )
         case ContainsAll(field, array):
             return lambda value: Contains(field, _filled(array, value))
         case Contains(field, elements):
@@ -161,10 +170,6 @@ def _keyed(path: Path) -> Callable[[Values], Path]:
         case Bound(field, operator, key):
             return lambda value: Bound(field, operator, _filled(key, value))
     raise TypeError(type(path).__name__)
-
-
-def _fixed(path: Path | None) -> Callable[[Values], Path | None]:
-    return lambda value: path
 
 
 def _open(path: Path) -> Callable[[Values], Cover | None]:

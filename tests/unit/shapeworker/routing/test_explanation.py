@@ -9,6 +9,7 @@ import pytest
 
 from shapeworker.routing.access import MAX_PATHS, Between, Bound, Contains, Equal, Infix, Prefix, cover
 from shapeworker.routing.explanation import SHOWN, Access, explain
+from shapeworker.routing.plans import access_of
 from shapeworker.routing.router import Router
 from shapeworker.where import Filter, compile_where
 from tests.unit.shapeworker.routing.test_router import _CASES, filters
@@ -40,9 +41,10 @@ def agrees(filter_: Filter) -> Access:
     clause = router._clauses[1]
     assert (access.cost == "scan") is (clause in router._scanned)
     assert len(access.lookups) == router.index_count
-    assert access.exact is (clause.predicate is None)
-    assert sum(lookup.entries for lookup in access.lookups) == len(clause.paths or ())
-    assert {lookup.index for lookup in access.lookups} == {KINDS[type(path)] for path in clause.paths or ()}
+    paths, exact = access_of(filter_)
+    assert access.exact is exact
+    assert sum(lookup.entries for lookup in access.lookups) == len(paths or ())
+    assert {lookup.index for lookup in access.lookups} == {KINDS[type(path)] for path in paths or ()}
     return access
 
 
@@ -83,6 +85,9 @@ def test_random_clauses_are_explained_as_they_are_routed() -> None:
         ("i4 = 1 OR n > 2", "logarithmic", ["i4 = '1'", "n > '2'"]),
         ("ai @> '{2,1}'", "elements", ["ai has '1', '2'"]),
         ("t LIKE 'ab%'", "pattern", ["t begins with 'ab'"]),
+        ("i4 = 5 AND t LIKE 'ab%'", "constant", ["i4 = '5' AND t begins with 'ab'"]),
+        ("b AND n > 3 AND n < 7", "logarithmic", ["b = 't' AND n from '3' to '7'"]),
+        ("b AND t LIKE '%ab%'", "pattern", ["b = 't' AND t has in it 'ab'"]),
         ("t ILIKE '%AbC%'", "pattern", ["t has in it 'abc'"]),
         ("n > 3 AND n < 1", "nothing", []),
         ("i4 + 1 = 2", "scan", []),
