@@ -23,6 +23,7 @@ import msgspec
 from common.lsn import Offset
 from common.obstacles import Obstacle
 from common.shape import ShapeRequest
+from common.subset import SubsetRequest
 
 FRAME: Final = b"F"
 MESSAGE: Final = b"M"
@@ -382,6 +383,34 @@ class Explain(msgspec.Struct, tag="explain", frozen=True):
     request: ShapeRequest
 
 
+class Check(msgspec.Struct, tag="check", frozen=True):
+    """«Could this subset of this shape be read?» Done, or Refusal. Nothing is created (http-api.md 5).
+
+    Any worker answers, whatever it owns; the request has its clause as sent.
+    """
+
+    id: int
+    request: ShapeRequest
+    subset: SubsetRequest
+
+
+class Subset(msgspec.Struct, tag="subset", frozen=True):
+    """«Read this subset of the shape with this handle»: Rows, Missing, or Refusal.
+
+    The rows show every transaction in the shape's log. The worker keeps what it has until :class:`Drop`.
+    """
+
+    id: int
+    handle: str
+    subset: SubsetRequest
+
+
+class Drop(msgspec.Struct, tag="drop", frozen=True):
+    """«I need no answer, or no longer its file, to my Subset with this id». Has no answer."""
+
+    id: int
+
+
 class Place(msgspec.Struct, tag="place", frozen=True, kw_only=True):
     """A live shape: ``directory`` is relative to the storage directory, ``schema`` the electric-schema header,
     ``generation`` that of the data in it."""
@@ -392,6 +421,16 @@ class Place(msgspec.Struct, tag="place", frozen=True, kw_only=True):
     schema: str
     request: ShapeRequest
     generation: int
+
+
+class Rows(msgspec.Struct, tag="rows", frozen=True, kw_only=True):
+    """A subset, as clients get it: in ``body``, or, if it is large, in a ``file`` of so many bytes (``size``), which is
+    relative to the storage directory and may be opened until the answer is dropped."""
+
+    id: int
+    size: int
+    body: bytes = b""
+    file: str = ""
 
 
 class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):
@@ -432,8 +471,9 @@ class Done(msgspec.Struct, tag="done", frozen=True):
     id: int
 
 
-Request = Ensure | Resolve | Delete | Find | Examine | Explain
-Reply = Place | Refusal | Missing | NotOwner | Done | Explanation
+Question = Ensure | Resolve | Delete | Find | Examine | Explain | Check | Subset
+Request = Question | Drop
+Reply = Place | Rows | Refusal | Missing | NotOwner | Done | Explanation
 
 # --------------------------------------------------------------------------------------------------------------------
 # events: worker → gateways (hints; may be lost)

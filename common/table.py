@@ -231,6 +231,20 @@ def selection(
     return tuple(sorted(chosen))
 
 
+def queryable_errors(table: Table, queryable: Iterable[str]) -> dict[str, list[str]] | None:
+    """What is wrong with a list of columns that subsets may mention; ``None`` if nothing is (http-api.md 8)."""
+    given = list(dict.fromkeys(queryable))
+    keyed = sorted((column.key_index, column.name) for column in table.columns if column.key_index is not None)
+    if missing := [name for _, name in keyed if name not in given]:
+        text = "The list of queryable columns must include all primary key columns, missing: "
+        return {"queryable_columns": [text + ", ".join(missing)]}
+    known = {column.name for column in table.columns}
+    if unknown := [name for name in given if name not in known]:
+        text = "The following queryable columns are not found on the table: "
+        return {"queryable_columns": [text + ", ".join(unknown)]}
+    return None
+
+
 def difference(
     before: Table, now: Table | None, selected: Iterable[str], explicit: bool, filtered: Iterable[str] = ()
 ) -> str | None:

@@ -12,8 +12,11 @@ import structlog
 from aiohttp import web
 
 from common.messages import Refusal
+from common.subset import SubsetRequest
 from gateway import response
 from gateway.admission import Admission, Budget, Ticket
+from gateway.body import BadBody, merged, read_body
+from gateway.checks import Checks
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery
 from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
@@ -22,6 +25,8 @@ from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_
 from gateway.response import Answer
 from gateway.service import Service
 from gateway.shapes import Shapes, Unavailable
+from gateway.subset import parse_subset
+from gateway.subset_delivery import SubsetDelivery
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +46,6 @@ _ALLOWED_HEADERS: Final = frozenset({"if-none-match", "traceparent"})
 
 _HEALTH_FIELDS: Final = {**response.JSON, "cache-control": "no-cache, no-store, must-revalidate"}
 
-NO_POST: Final = "POST is not supported by this version: use GET"
 NO_DELETE: Final = "DELETE not allowed"
 
 
@@ -50,9 +54,14 @@ _parse_target = lru_cache(maxsize=CACHED_TEXTS)(parse_target)
 _parse_query: Callable[[str], Mapping[str, Value]] = lru_cache(maxsize=CACHED_TEXTS)(parse_query)
 
 
+def _parse(query: Mapping[str, Value]) -> tuple[LogQuery, SubsetRequest | None]:
+    log_query = parse_log_query(query)
+    return log_query, parse_subset(query, log_query.queryable)
+
+
 @lru_cache(maxsize=CACHED_TEXTS)
-def _parse_log_query(text: str) -> LogQuery:
-    return parse_log_query(_parse_query(text))
+def _parse_text(text: str) -> tuple[LogQuery, SubsetRequest | None]:
+    return _parse(_parse_query(text))
 
 
 def is_authorized(query: Mapping[str, Value], secret: str | None) -> bool:
@@ -82,7 +91,9 @@ class App:
         service: Service,
         shapes: Shapes,
         admission: Admission,
+        checks: Checks,
         delivery: Delivery,
+        subsets: SubsetDelivery,
         deletion: Deletion,
         secret: str | None,
         allow_delete: bool,
@@ -93,7 +104,9 @@ class App:
         self._service = service
         self._shapes = shapes
         self._admission = admission
+        self._checks = checks
         self._delivery = delivery
+        self._subsets = subsets
         self._deletion = deletion
         self._secret = secret
         self._allow_delete = allow_delete
@@ -132,7 +145,7 @@ class App:
                 query = _parse_query(target.query)
             except UnicodeDecodeError:
                 return False
-            await self._shape(method, target.query, query, exchange)
+            await self._shape(request, target.query, query, exchange)
         elif route == "health" and method in ("GET", "HEAD"):
             notes = [obstacle.text for obstacle in self._admission.obstacles()]
             status, body = self._service.health(asyncio.get_running_loop().time(), notes)
@@ -149,7 +162,8 @@ class App:
             await exchange.answer(response.NOT_FOUND)
         return True
 
-    async def _shape(self, method: str, text: str, query: Mapping[str, Value], exchange: Exchange) -> None:
+    async def _shape(self, request: web.BaseRequest, text: str, query: Mapping[str, Value], exchange: Exchange) -> None:
+        method = request.method
         if not is_authorized(query, self._secret):
             exchange.cors_methods = None
             await exchange.answer(response.UNAUTHORIZED)
@@ -163,18 +177,31 @@ class App:
                 await exchange.answer(self._admission.refusal(budget, kind))
                 return
             with ticket:
-                await self._admitted(method, text, exchange, ticket)
+                await self._admitted(request, text, query, exchange, ticket)
 
-    async def _admitted(self, method: str, text: str, exchange: Exchange, ticket: Ticket) -> None:
-        if method == "POST":
-            await exchange.answer(response.failure(405, NO_POST, "write"))
-            return
+    async def _admitted(
+        self, request: web.BaseRequest, text: str, query: Mapping[str, Value], exchange: Exchange, ticket: Ticket
+    ) -> None:
         try:
-            log_query = _parse_log_query(text)
+            post = request.method == "POST"
+            parsed = _parse(merged(query, await read_body(request))) if post else _parse_text(text)
+        except BadBody as bad:
+            # Of a body that is too large the rest is still to come.
+            exchange.close()
+            await exchange.answer(bad.answer)
         except InvalidRequest as invalid:
             await exchange.answer(response.invalid(invalid.errors))
         else:
-            await self._delivery.run(exchange, log_query, ticket)
+            await self._deliver(exchange, *parsed, ticket)
+
+    async def _deliver(self, exchange: Exchange, query: LogQuery, subset: SubsetRequest | None, ticket: Ticket) -> None:
+        refused = await self._checks.refusal(query, subset)
+        if refused is not None:
+            await exchange.answer(refused)
+        elif subset is None:
+            await self._delivery.run(exchange, query, ticket)
+        else:
+            await self._subsets.run(exchange, query, subset, ticket)
 
     def _budget(self, handle: Value | None) -> Budget:
         """Which budget a request counts against; of all it says, only its handle matters (http-api.md 28.2)."""

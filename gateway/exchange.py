@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from gateway.response import Answer
+from gateway.response import Answer, uncached
 
 log = structlog.get_logger(__name__)
 
@@ -126,6 +126,7 @@ class Exchange:
         "_stays_open",
         "cors_methods",
         "head_only",
+        "is_post",
         "started",
     )
 
@@ -140,6 +141,7 @@ class Exchange:
         self._slices = False
         self.cors_methods: str | None = OTHER_METHODS
         self.head_only = request.method == "HEAD"
+        self.is_post = request.method == "POST"
         self.started = False
 
     @property
@@ -157,6 +159,8 @@ class Exchange:
 
         Raises ``ConnectionError`` if the client is gone, ``TimeoutError`` as :meth:`write`.
         """
+        if self.is_post:
+            answer = uncached(answer)
         body = b"" if self.head_only else answer.body
         before = after = b""
         if answer.status in (204, 304) or (self.head_only and answer.streamed):
@@ -175,6 +179,8 @@ class Exchange:
 
     async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
         """Send the head of a streamed answer whose body follows in slices; ``length`` in bytes where it is known."""
+        if self.is_post:
+            answer = uncached(answer)
         self._slices = True
         self._chunked = not self.measured and not self.head_only
         framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
@@ -234,6 +240,10 @@ class Exchange:
         """Tell the client that the body is whole."""
         if self._chunked:
             await self._write(b"0\r\n\r\n")
+
+    def close(self) -> None:
+        """Let the answer be the last one of its connection."""
+        self._keep_alive = False
 
     def abort(self) -> None:
         """Cut the connection so that the client cannot take what it has for the whole (engine.md INV-22)."""

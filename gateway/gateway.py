@@ -17,6 +17,7 @@ from common.obstacles import ObstacleLog
 from common.sockets import Channel, connected
 from gateway.admission import Admission, short_of_files
 from gateway.app import App
+from gateway.checks import Checks
 from gateway.compression import Compression
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery, LiveAnswers, Policy
@@ -27,6 +28,7 @@ from gateway.progress import Progress
 from gateway.response import CachePolicy
 from gateway.service import Service
 from gateway.shapes import Shape, Shapes
+from gateway.subset_delivery import SubsetDelivery
 from gateway.touches import Touches
 from gateway.wheel import TICK
 from gateway.workers import Workers
@@ -71,6 +73,8 @@ class Gateway:
             shapes=self._shapes,
             admission=self._admission,
             delivery=Delivery(self._shapes, self._live, answers, policy, self._compression),
+            checks=Checks(self._shapes),
+            subsets=SubsetDelivery(self._shapes, self._service, self._workers, settings.storage_dir, self._live.ended),
             deletion=Deletion(self._shapes, self._live.ended),
             secret=settings.secret,
             allow_delete=settings.integration_testing,

@@ -18,14 +18,14 @@ from common.shape import LogMode, Replica, ShapeRequest
 from gateway.identifier import IdentifierError, parse_columns, parse_relation
 from gateway.query_string import Value
 
-Errors = dict[str, list[str]]
+Errors = dict[str, list[str] | dict[str, list[str]]]
+"""Texts by field; those about a subset are one level deeper."""
 
 BLANK: Final = "can't be blank"
 INVALID: Final = "is invalid"
 OUT_OF_BOUNDS: Final = "out of bounds for this shape"
 NOT_NUMBERS: Final = "Parameters can only use numbers as keys"
 NOT_SEQUENTIAL: Final = "Parameters must be numbered sequentially, starting from 1"
-NO_SUBSET: Final = "subset snapshots are not supported by this version"
 
 _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
 _REPLICAS: Final[Mapping[str, Replica]] = {"default": "default", "full": "full"}
@@ -50,6 +50,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     ``shape`` is what identifies the shape; ``sent`` is the same with the clause as the client wrote it, for errors.
     ``sse`` asks for events; it implies ``live``, and an offset.
+    ``queryable`` are the columns that a subset may mention, all if ``None``; no part of the shape.
     """
 
     shape: ShapeRequest
@@ -59,6 +60,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     sse: bool
     cursor: int
+    queryable: tuple[str, ...] | None = None
 
     @property
     def resumes(self) -> bool:
@@ -96,11 +98,15 @@ def parse_log_query(query: Mapping[str, Value]) -> LogQuery:
     if live_sse and not live:
         raise InvalidRequest({"live_sse": ["can't be true unless live is also true"]})
     sent = definition.shape()
-    if any(name == "subset" or name.startswith("subset__") for name in query):
-        raise InvalidRequest({"subset": [NO_SUBSET]})
-    cursor = _cursor(query.get("cursor"))
     return LogQuery(
-        shape=_normal(sent), sent=sent, offset=offset, handle=handle, live=live, sse=live_sse, cursor=cursor
+        shape=_normal(sent),
+        sent=sent,
+        offset=offset,
+        handle=handle,
+        live=live,
+        sse=live_sse,
+        cursor=_cursor(query.get("cursor")),
+        queryable=definition.queryable_columns(),
     )
 
 
@@ -233,12 +239,12 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest({"table": [BLANK]})
         schema, table = _identifiers("table", parse_relation, self.table)
         columns = _columns("columns", self.columns)
-        queryable = _columns("queryable_columns", self.queryable)
+        queryable = self.queryable_columns()
         if queryable is not None:
             unknown = [name for name in columns or () if name not in queryable]
             if unknown:
                 raise InvalidRequest({"columns": [_not_found(unknown)]})
-            columns = queryable if columns is None else columns
+            columns = list(queryable) if columns is None else columns
         return ShapeRequest(
             schema=schema,
             table=table,
@@ -248,6 +254,11 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
             replica=self.replica,
             log=self.log,
         )
+
+    def queryable_columns(self) -> tuple[str, ...] | None:
+        """Raises :class:`InvalidRequest` for bad identifiers."""
+        names = _columns("queryable_columns", self.queryable)
+        return None if names is None else tuple(names)
 
 
 def _normal(sent: ShapeRequest) -> ShapeRequest:

@@ -57,6 +57,14 @@ class Answer:
         self.block = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
 
 
+def uncached(answer: Answer) -> Answer:
+    """The same as the answer to a POST: whatever a GET would let caches do (http-api.md 21, row 2)."""
+    if "cache-control" not in answer.fields:
+        return answer
+    fields = {name: value for name, value in answer.fields.items() if name != "surrogate-control"}
+    return Answer(answer.status, fields | NO_CACHE, answer.body, streamed=answer.streamed)
+
+
 def schema_header(schema: str) -> str:
     """The ``electric-schema`` value in ASCII: JSON escapes stand for the rest, meaning the same (http-api.md 24)."""
     return _NOT_HEADER_SAFE.sub(_json_escape, schema)
@@ -161,6 +169,15 @@ def event_fields(*, handle: str, requested: Offset, offset: Offset, end: Offset,
     if complete:
         fields["electric-up-to-date"] = ""
     return {**fields, "electric-has-data": "true", "electric-offset": str(offset)}
+
+
+def subset_fields(handle: str, offset: Offset, schema: str | None) -> dict[str, str]:
+    """The headers of a subset (http-api.md 18.6): nothing that would let a cache keep it."""
+    fields = {**NO_CACHE, **JSON, "electric-snapshot": "true", "electric-handle": handle}
+    if schema is not None:
+        fields["electric-schema"] = schema
+    fields["electric-offset"] = str(offset)
+    return fields
 
 
 def not_modified(fields: Mapping[str, str]) -> Answer:

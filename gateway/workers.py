@@ -7,7 +7,8 @@ then have been carried out or not, which is why every request can be repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from common.messages import (
     APPLIED_TOPIC,
+    Drop,
     Reply,
     Request,
     Tail,
@@ -78,7 +80,22 @@ class Workers:
         link = self._links.get(worker)
         if link is None:
             raise WorkerLost(worker)
-        return await link.ask(make)
+        return await link.ask(make, link.next_id())
+
+    @asynccontextmanager
+    async def hold(self, worker: str, make: Callable[[int], Request]) -> AsyncIterator[Reply]:
+        """As :meth:`ask`, for what the worker keeps while the block runs; it is told when that ends, however it does.
+
+        Raises :class:`WorkerLost`.
+        """
+        link = self._links.get(worker)
+        if link is None:
+            raise WorkerLost(worker)
+        id = link.next_id()
+        try:
+            yield await link.ask(make, id)
+        finally:
+            link.drop(id)
 
     def tell(self, worker: str, message: Touched) -> None:
         """Send what is not answered; unknown workers are ignored."""
@@ -117,9 +134,14 @@ class _Link:
         for handle in handles:
             self._events.socket.setsockopt(zmq.SUBSCRIBE, handle_topic(handle))
 
-    async def ask(self, make: Callable[[int], Request]) -> Reply:
+    def next_id(self) -> int:
         self._ids += 1
-        id = self._ids
+        return self._ids
+
+    def drop(self, id: int) -> None:
+        self._requests.send([encode(Drop(id))])
+
+    async def ask(self, make: Callable[[int], Request], id: int) -> Reply:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[id] = future
         try:

@@ -18,6 +18,7 @@ from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage
 from shapeworker.audience import Audience, Reading, View
+from shapeworker.delivered import Delivered
 from shapeworker.projection import Projection, transaction_headers
 from shapeworker.shape import Life, Shape
 
@@ -122,6 +123,7 @@ class Applier:
 
     def __init__(self, events: Events, open_log: Callable[[Shape], None]) -> None:
         """``open_log`` opens and recovers the log of a shape that is touched for the first time since a while."""
+        self.delivered = Delivered()
         self._events = events
         self._open_log = open_log
         self._audiences: dict[int, list[Audience]] = {}
@@ -279,6 +281,8 @@ class Applier:
             self._write(shape, spill=True)
 
     def _commit(self, lsn: int, xid: int) -> None:
+        # Before anybody can read anything of it.
+        self.delivered.add(xid)
         touched, self._touched = self._touched, []
         while touched:
             shape = touched.pop()

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -38,10 +38,11 @@ from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
 from shapeworker.generated_columns import has_generated, unpublished
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
-from shapeworker.requests import CannotCreate
+from shapeworker.requests import CannotCreate, invalid
 from shapeworker.shape import Life, Obstructed, Shape
-from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots
+from shapeworker.snapshot import SnapshotPlan, Snapshots
 from shapeworker.snapshot_connection import Stopped
+from shapeworker.snapshot_failure import SnapshotFailed
 from shapeworker.sync import Syncer
 
 log = structlog.get_logger()
@@ -207,10 +208,13 @@ class Creator:
         await asyncio.shield(shape.started)
         return shape
 
-    async def describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
+    async def describe(
+        self, request: ShapeRequest, accept: Callable[[Table], Awaitable[None]] | None = None
+    ) -> tuple[Table, tuple[str, ...], Filter | None]:
         """The table that a shape would be made of, its columns and its filter. Nothing is made by that.
 
-        Raises :class:`CannotCreate`, with what a client has to change or for want of a database.
+        ``accept`` is asked about the table first. Raises :class:`CannotCreate`, with what a client has to change or for
+        want of a database.
         """
         try:
             async with self._pool.connection() as connection:
@@ -225,17 +229,19 @@ class Creator:
         if table is None:
             name = f'Table "{request.schema}"."{request.table}" does not exist.'
             hint = "If the table name contains capitals or special characters you must quote it."
-            raise _invalid({"table": [f"{name} {hint}"]})
+            raise invalid({"table": [f"{name} {hint}"]})
         if not table.is_replicable:
             name = f'"{request.schema}"."{request.table}"'
-            raise _invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
+            raise invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
+        if accept is not None:
+            await accept(table)
         selected = selection(table, request.columns, version)
         if isinstance(selected, dict):
-            raise _invalid(selected)
+            raise invalid(selected)
         try:
             filter_ = await make_filter_aside(request, table, version)
         except InvalidWhere as error:
-            raise _invalid({error.field: [error.message]}) from None
+            raise invalid({error.field: [error.message]}) from None
         return table, selected, filter_
 
     async def _build(self, shape: Shape) -> None:
@@ -384,14 +390,10 @@ class Creator:
             self._endings.end(shape, "it ended while it became active")
 
 
-def _invalid(errors: dict[str, list[str]]) -> CannotCreate:
-    return CannotCreate(400, {"message": "Invalid request", "errors": errors})
-
-
 def _refusal(error: Exception) -> CannotCreate:
     if isinstance(error, SnapshotFailed):
         if error.status == 400:
-            return _invalid({"where": [error.message]})
+            return invalid({"where": [error.message]})
         return CannotCreate(error.status, {"message": error.message}, error.retry_after, error.known)
     return _try_again()
 

@@ -62,14 +62,18 @@ def _columns(table: Table, stored: bool) -> Columns:
 
 @lru_cache(maxsize=_KEPT)
 def _made_columns(table: Table, stored: bool) -> Columns:
-    carried = ("", "s") if stored else ("",)
-    return Columns(
-        tuple(
-            Column(column.name, position, _type(column.types), column.deterministic, column.generated in carried)
-            for position, column in enumerate(table.columns)
-            # Shapes of versions before filters do not know their types, and have no filters.
-            if column.types
-        )
+    return Columns(columns_of(table, ("", "s") if stored else ("",)))
+
+
+def columns_of(table: Table, kinds: tuple[str, ...]) -> tuple[Column, ...]:
+    """What a clause must know of the columns; only those are published whose values are
+    generated in one of these ways (``pg_attribute.attgenerated``).
+    """
+    return tuple(
+        Column(column.name, position, _type(column.types), column.deterministic, column.generated in kinds)
+        for position, column in enumerate(table.columns)
+        # Shapes of versions before filters do not know their types, and have no filters.
+        if column.types
     )
 
 
@@ -87,4 +91,4 @@ def _type(types: tuple[TypeFacts, ...]) -> ColumnType:
     return found
 
 
-__all__ = ["Filter", "InvalidWhere", "make_filter", "make_filter_aside"]
+__all__ = ["Filter", "InvalidWhere", "columns_of", "make_filter", "make_filter_aside"]

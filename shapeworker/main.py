@@ -52,6 +52,7 @@ from common.postgres import Pool
 from common.shape import ShapeRequest, partition_of_handle
 from common.shortage import describe
 from common.sockets import Channel, bound, connected
+from common.subset import SubsetRequest
 from shapeworker.announcer import Announcer
 from shapeworker.apply import RECORDS, Applier, StorageFull
 from shapeworker.catalog import CatalogDamaged
@@ -68,6 +69,7 @@ from shapeworker.reconciler import Reconciler
 from shapeworker.requests import Requests
 from shapeworker.shape import Shape
 from shapeworker.stream import Intake, Verdict
+from shapeworker.subsets import Subsets
 from shapeworker.sync import Log, Syncer
 
 log = structlog.get_logger()
@@ -135,10 +137,12 @@ class Worker:
             lambda partitions, reason: self._send(Blocked(partitions, reason)),
         )
         connections = max(1, settings.db_pool_size // max(1, settings.workers))
+        lookups = max(1, connections // 4)
+        subsets = max(1, (connections - lookups) // 2)
         self._pool = Pool(
             settings.pooled_database_url,
             f"galvanic {worker_id}",
-            max(1, connections // 4),
+            lookups,
             pooled=True,
             prefer_ipv6=settings.database_use_ipv6,
             setting=settings.pooled_setting,
@@ -151,10 +155,17 @@ class Worker:
             self._endings,
             self._disk,
             self._pool,
-            snapshots=max(1, connections - connections // 4),
+            snapshots=max(1, connections - lookups - subsets),
             subscribe=self._subscribe,
             on_written=self.written,
             on_active=self._logs.open,
+        )
+        self._subsets = Subsets(
+            settings.pooled_database_url,
+            settings.storage_dir,
+            self._applier.delivered,
+            turns=subsets,
+            prefer_ipv6=settings.database_use_ipv6,
         )
         self._reconciler = Reconciler(
             self._pool, self._holdings, self._endings.end, settings.publication_refresh_period
@@ -197,6 +208,8 @@ class Worker:
             self._endings.end_visibly,
             self._explain,
             self._replies.send,
+            self._check,
+            self._subsets,
             self._eviction.touch if settings.max_shapes else lambda _: None,
         )
 
@@ -226,8 +239,10 @@ class Worker:
                 await self._syncer.flush()
                 await self._ownership.release_all()
         self._send(Leave())
+        self._requests.close()
         await asyncio.sleep(0.05)
         await self._creator.close()
+        self._subsets.close()
         await self._pool.close()
         self._syncer.close()
         self._disk.shutdown(wait=True)
@@ -271,6 +286,7 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
+            await asyncio.to_thread(self._subsets.sweep)
             for partition in list(self._holdings.partitions.values()):
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(partition.sweep)
@@ -324,6 +340,7 @@ class Worker:
                 self._ingester = message.boot
                 self._creator.subscribe_anew()
             self._creator.system(message.system)
+            self._subsets.system(message.system)
             self._ownership.assign(message)
 
     def _on_eviction(self, message: Survey | Evict) -> None:
@@ -497,6 +514,9 @@ class Worker:
 
     def _on_request(self, parts: list[bytes]) -> None:
         self._requests.message(parts)
+
+    async def _check(self, request: ShapeRequest, subset: SubsetRequest) -> None:
+        await self._creator.describe(request, lambda table: self._subsets.check(table, subset))
 
     def _fed_here(self, partition: int) -> bool:
         return partition in self._fed and self._holdings.may_create(partition)

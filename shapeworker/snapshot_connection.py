@@ -84,6 +84,17 @@ class SnapshotConnection:
         """The role that the connection is for."""
         return (self._connection.user or b"").decode()
 
+    def lend(self, stop: Event) -> bool:
+        """Let it serve somebody else, whom ``stop`` stops; ``False`` if it is of no use any more.
+
+        Between two uses a server says nothing, unless it ends the connection.
+        """
+        self._stop = stop
+        idle = self._connection.transaction_status == pq.TransactionStatus.IDLE
+        poll = select.poll()
+        poll.register(self._connection.socket, select.POLLIN)
+        return idle and not poll.poll(0)
+
     def query(self, statement: bytes, deadline: float, parameters: Sequence[bytes] | None = None) -> list[Row]:
         """Run and return the rows of the last result, values in text format.
 
@@ -100,10 +111,11 @@ class SnapshotConnection:
             rows = [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
         return rows
 
-    def copy(self, statement: bytes, first_deadline: float) -> Iterator[Batch]:
+    def copy(self, statement: bytes, first_deadline: float, last_deadline: float | None = None) -> Iterator[Batch]:
         """Run a binary COPY TO STDOUT of one column and yield its rows in batches; the first as soon as possible.
 
-        ``first_deadline`` holds until there is a first row or the end. Raises ``psycopg.DataError`` on a NULL row.
+        ``first_deadline`` holds until there is a first row or the end, ``last_deadline`` from then on. Raises
+        ``psycopg.DataError`` on a NULL row.
         """
         connection = self._connection
         connection.send_query(statement)
@@ -127,13 +139,13 @@ class SnapshotConnection:
                     size += count
                     if size >= BATCH_BYTES:
                         yield Batch(rows, pause=False)
-                        rows, size, deadline, handed_on = [], 0, None, time.monotonic()
+                        rows, size, deadline, handed_on = [], 0, last_deadline, time.monotonic()
                 elif count == _ROW_HEAD_BYTES:
                     raise psycopg.DataError("the snapshot query gave a row without text")
             elif count == 0:
                 if rows and time.monotonic() - handed_on > _VISIBLE_SECONDS:
                     yield Batch(rows, pause=True)
-                    rows, size, deadline, handed_on = [], 0, None, time.monotonic()
+                    rows, size, deadline, handed_on = [], 0, last_deadline, time.monotonic()
                 idle = _VISIBLE_SECONDS if rows else None
                 self._wait(connection.socket, pq.PollingStatus.READING, deadline, idle)
                 connection.consume_input()

@@ -39,15 +39,18 @@ def copy_statement(table: Table, selected: Iterable[str], condition: sql.Composa
     return statement.format(row_expression(table, selected), only, relation, where).as_bytes(None)
 
 
-def row_expression(table: Table, selected: Iterable[str]) -> sql.Composable:
-    """A text expression over the table's columns: the JSON item of a row, never NULL, without line breaks."""
+def row_expression(table: Table, selected: Iterable[str], headers: str = "") -> sql.Composable:
+    """A text expression over the table's columns: the JSON item of a row, never NULL, without line breaks.
+
+    ``headers`` are further members of its headers, as JSON.
+    """
     names = sorted(selected)
     columns = {column.name: column for column in table.columns}
     parts: list[Part] = ['{"key":', *_key(table), ',"value":{']
     for number, name in enumerate(names):
         parts.append(("," if number else "") + _json(name) + ":")
         parts.extend(_value(columns[name]))
-    parts.append('},"headers":{"operation":"insert","relation":' + _json([table.schema, table.name]) + "}}")
+    parts.append('},"headers":{"operation":"insert","relation":' + _json([table.schema, table.name]) + f"{headers}}}}}")
     return _joined(parts)
 
 

@@ -36,7 +36,7 @@ _SHORT: Final = 4096
 
 _STACK_BYTES: Final = 64 << 20
 _PREFIX: Final = "SELECT 1 WHERE "
-_AFTER_WHERE: Final = frozenset(
+_CLAUSES: Final = frozenset(
     (
         "distinctClause",
         "intoClause",
@@ -63,34 +63,45 @@ def parse(text: str) -> syntax.Node:
     return _Reader().node(_where(text), 0)
 
 
-def _where(text: str) -> Json:
+def statements_of(prefix: str, text: str, clause: str) -> list[Json]:
+    """The statements of ``prefix`` and the client's text together; ``clause`` names what the text is, for errors.
+
+    Raises InvalidWhere for what no grammar knows, and for texts that are too long or too deep to be looked at.
+    """
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
-        raise InvalidWhere("the where clause is not valid Unicode") from None
+        raise InvalidWhere(f"the {clause} clause is not valid Unicode") from None
     if len(encoded) > MAX_BYTES:
-        raise InvalidWhere(f"WHERE clause of {len(encoded)} bytes is bigger than maximum size of {MAX_BYTES} bytes")
+        size = f"{clause.upper()} clause of {len(encoded)} bytes"
+        raise InvalidWhere(f"{size} is bigger than maximum size of {MAX_BYTES} bytes")
     if b"\0" in encoded:
-        raise InvalidWhere("the where clause contains a zero byte")
+        raise InvalidWhere(f"the {clause} clause contains a zero byte")
+    wrapped = prefix.encode() + encoded
     short = len(encoded) <= _SHORT
-    document = _document(encoded) if short else _deep_stack().submit(_document, encoded).result()
+    document = _document(wrapped) if short else _deep_stack().submit(_document, wrapped).result()
     try:
-        statements = orjson.loads(document)["stmts"]
+        statements: list[Json] = orjson.loads(document)["stmts"]
     except orjson.JSONDecodeError:
         # The document is the library's own, so all that can be wrong with it is its depth.
-        raise _too_deep() from None
+        raise _too_deep(clause) from None
+    return statements
+
+
+def _where(text: str) -> Json:
+    statements = statements_of(_PREFIX, text, "where")
     if len(statements) != 1:
         raise InvalidWhere('unescaped ";" causing statement split')
-    select = statements[0]["stmt"].get("SelectStmt")
-    if select is None or select.keys() & _AFTER_WHERE or len(select["targetList"]) != 1:
+    statement = statements[0]["stmt"].get("SelectStmt")
+    if statement is None or statement.keys() & _CLAUSES or len(statement["targetList"]) != 1:
         raise InvalidWhere("malformed query ending with SQL clauses")
-    where: Json = select["whereClause"]
+    where: Json = statement["whereClause"]
     return where
 
 
-def _document(encoded: bytes) -> bytes:
+def _document(wrapped: bytes) -> bytes:
     try:
-        return pg_query.parse(_PREFIX.encode() + encoded)
+        return pg_query.parse(wrapped)
     except pg_query.GrammarError as error:
         # It counts from the start of the wrapped text, as the reference does.
         raise InvalidWhere.located(error.position, str(error)) from None
@@ -108,8 +119,8 @@ def _deep_stack() -> ThreadPoolExecutor:
     return executor
 
 
-def _too_deep() -> InvalidWhere:
-    return InvalidWhere(f"the where clause nests too deeply: more than {MAX_DEPTH} levels")
+def _too_deep(clause: str = "where") -> InvalidWhere:
+    return InvalidWhere(f"the {clause} clause nests too deeply: more than {MAX_DEPTH} levels")
 
 
 class _Reader:

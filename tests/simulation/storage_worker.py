@@ -25,8 +25,9 @@ from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
 from shapeworker.partition import Partition, open_partition
 from shapeworker.shape import Shape
-from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots, SnapshotSink, SnapshotTaken
+from shapeworker.snapshot import SnapshotPlan, Snapshots, SnapshotSink, SnapshotTaken
 from shapeworker.snapshot_connection import Stopped
+from shapeworker.snapshot_failure import SnapshotFailed
 from shapeworker.sync import Log, Syncer
 from tests.simulation.storage_disk import Process
 from tests.simulation.storage_loop import Loop
@@ -137,7 +138,9 @@ async def _in_thread(call: Callable[[], None]) -> None:
 class _Creator(Creator):
     """Looks tables up in the model."""
 
-    async def describe(self, request: ShapeRequest) -> tuple[Table, tuple[str, ...], Filter | None]:
+    async def describe(
+        self, request: ShapeRequest, accept: object = None
+    ) -> tuple[Table, tuple[str, ...], Filter | None]:
         table = next(table for table in TABLES if table.name == request.table)
         return table, ("id", "v"), make_filter(request, table)
 

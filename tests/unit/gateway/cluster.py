@@ -24,8 +24,10 @@ from common.messages import (
     APPLIED_TOPIC,
     STATUS_TOPIC,
     Applied,
+    Check,
     Delete,
     Done,
+    Drop,
     Ended,
     Ensure,
     Examine,
@@ -35,11 +37,14 @@ from common.messages import (
     Missing,
     NotOwner,
     Place,
+    Question,
     Refusal,
     Reply,
     Request,
     Resolve,
+    Rows,
     Status,
+    Subset,
     Tail,
     Touched,
     WorkerPlace,
@@ -120,6 +125,7 @@ class Worker:
         self.refusal: Callable[[int], Reply] | None = None
         self.explain: Callable[[Explain], Reply] | None = None
         self.asked: list[Request | Touched] = []
+        self.subset: Callable[[int], Reply] = lambda id: Rows(id=id, size=2, body=b"{}")
         self.subscribed: set[bytes] = set()
         self._storage = storage
         self.where = WorkerPlace(
@@ -181,10 +187,10 @@ class Worker:
     def _on_request(self, parts: list[bytes]) -> None:
         request = decode_request(parts[1])
         self.asked.append(request)
-        if not self.silent and not isinstance(request, Touched):
+        if not self.silent and not isinstance(request, Touched | Drop):
             self._requests.send([parts[0], encode(self._reply(request))])
 
-    def _reply(self, request: Request) -> Reply:
+    def _reply(self, request: Question) -> Reply:
         if isinstance(request, Explain) and self.explain is not None:
             return self.explain(request)
         if self.refusal is not None:
@@ -198,11 +204,15 @@ class Worker:
         if isinstance(request, Find):
             found = self.shapes.get(request.request)
             return found.place(request.id) if found else Missing(request.id)
+        if isinstance(request, Check):
+            return Done(request.id)
         shape = next((each for each in self.shapes.values() if each.handle == request.handle), None)
         if shape is None:
             return Missing(request.id)
         if isinstance(request, Resolve):
             return shape.place(request.id)
+        if isinstance(request, Subset):
+            return self.subset(request.id)
         assert isinstance(request, (Delete, Examine))
         self.end(shape)
         return Done(request.id)

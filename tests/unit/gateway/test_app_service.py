@@ -170,13 +170,6 @@ async def test_what_is_no_request_gets_a_bare_status(world: Cluster, request_hea
     writer.close()
 
 
-async def test_post_is_not_there_yet(world: Cluster) -> None:
-    answer = await world.get("offset=-1", method="POST", headers="Content-Length: 0\r\n")
-    assert answer.status == 405
-    assert b"POST" in answer.raw
-    assert answer.headers["cache-control"] == "no-cache"
-
-
 async def test_a_connection_is_kept_and_closed_after_its_share_of_requests() -> None:
     async with cluster(conn_max_requests=3) as world:
         stream = await world.open("/v1/shape?table=items&offset=-1")

@@ -10,7 +10,6 @@ from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset
 from common.shape import ShapeRequest
 from gateway.query_string import parse_query
 from gateway.request import (
-    NO_SUBSET,
     NOT_NUMBERS,
     NOT_SEQUENTIAL,
     DeleteQuery,
@@ -83,9 +82,6 @@ def log_query(query: str) -> LogQuery:
         ("table=recipes&offset=-1&where=x&params[1]=5&params[3]=5", {"params": [NOT_SEQUENTIAL]}),
         ("table=recipes&offset=-1&where=x&params[0]=5", {"params": [NOT_SEQUENTIAL]}),
         ("table=recipes&offset=-1&where=x&params[1]=5&params[01]=5", {"params": [NOT_SEQUENTIAL]}),
-        ("table=recipes&offset=-1&subset__limit=5", {"subset": [NO_SUBSET]}),
-        ("table=recipes&offset=-1&subset__where_expr={}", {"subset": [NO_SUBSET]}),
-        ("table=recipes&offset=-1&subset[where]=true", {"subset": [NO_SUBSET]}),
         # Later rounds do not run when an earlier one fails.
         ("offset=abc&live_sse=true", {"offset": ["has invalid format"]}),
         ("offset=0_0&live_sse=true&table=a.b.c", {"handle": ["can't be blank when offset != -1"]}),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 import pytest
 
 from common.messages import (
+    Check,
     Delete,
     Done,
+    Drop,
     Ensure,
     Explain,
     Explanation,
@@ -23,16 +27,19 @@ from common.messages import (
     Reply,
     Request,
     Resolve,
+    Rows,
+    Subset,
     decode_reply,
     encode,
 )
 from common.shape import ShapeRequest, make_handle, partition_of
 from common.shapelog import DamagedLog
+from common.subset import SubsetRequest
 from common.xid import Snapshot
 from shapeworker.endings import ShapeEnded
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition
-from shapeworker.requests import CannotCreate, Requests
+from shapeworker.requests import CannotCreate, Requests, invalid
 from shapeworker.shape import Shape
 from tests.unit.shapeworker.test_apply import TABLE
 
@@ -40,6 +47,14 @@ TOTAL = 4
 REQUEST = ShapeRequest(schema="public", table="t")
 NUMBER = partition_of(REQUEST.hash(), TOTAL)
 HANDLE = make_handle(REQUEST.hash(), 1)
+
+
+class Read(NamedTuple):
+    """A subset that was read."""
+
+    size: int
+    body: bytes
+    file: str
 
 
 class Desk:
@@ -56,6 +71,7 @@ class Desk:
         self.visible = asyncio.Event()
         self.visible.set()
         self.replies: list[Reply] = []
+        self.reading = 0
         self.shape = Shape(
             handle=HANDLE, request=REQUEST, table=TABLE, selected=("id", "v"), partition=NUMBER, storage=root
         )
@@ -68,11 +84,29 @@ class Desk:
             self.end,
             self.explain,
             lambda parts: self.replies.append(decode_reply(parts[1])),
+            self.check,
+            self,
         )
 
     async def end(self, _: Shape, reason: str) -> None:
         await self.visible.wait()
         self.ended.append(reason)
+
+    async def check(self, _: ShapeRequest, subset: SubsetRequest) -> None:
+        if subset.where == "bad":
+            raise invalid({"subset": {"where": ["bad"]}})
+
+    @asynccontextmanager
+    async def read(self, shape: Shape, subset: SubsetRequest) -> AsyncIterator[Read]:
+        """Subsets of two forms; ``slow`` ones never come."""
+        assert shape is self.shape
+        self.reading += 1
+        try:
+            if subset.where == "slow":
+                await asyncio.Event().wait()
+            yield Read(5, b"", "subsets/0/x.json") if subset.where == "large" else Read(2, b"{}", "")
+        finally:
+            self.reading -= 1
 
     async def create(self, request: ShapeRequest) -> Shape:
         if self.outcome is not None:
@@ -192,3 +226,55 @@ async def test_any_worker_explains_whatever_it_owns(desk: Desk) -> None:
     refusal = await desk.ask(Explain(2, REQUEST))
     assert isinstance(refusal, Refusal)
     assert (refusal.id, refusal.status, refusal.body) == (2, 400, b'{"message":"no"}')
+
+
+async def test_a_check_makes_nothing(desk: Desk) -> None:
+    desk.outcome = AssertionError("it must not be created")
+    assert await desk.ask(Check(1, REQUEST, SubsetRequest())) == Done(1)
+    refusal = await desk.ask(Check(1, REQUEST, SubsetRequest(where="bad")))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, orjson.loads(refusal.body)["errors"]) == (400, {"subset": {"where": ["bad"]}})
+
+
+async def test_a_subset_is_read_for_a_shape_that_is_here(desk: Desk) -> None:
+    assert await desk.ask(Subset(1, HANDLE, SubsetRequest())) == Missing(1)
+    assert await desk.ask(Subset(1, "1-x", SubsetRequest())) == Missing(1)
+    desk.holdings.add(desk.shape)
+    assert await desk.ask(Subset(1, HANDLE, SubsetRequest())) == Rows(id=1, size=2, body=b"{}")
+    desk.holdings.leaving.add(NUMBER)
+    assert await desk.ask(Subset(1, HANDLE, SubsetRequest())) == NotOwner(1)
+
+
+async def test_a_subset_is_kept_until_it_is_dropped(desk: Desk) -> None:
+    desk.holdings.add(desk.shape)
+    large = SubsetRequest(where="large")
+    assert await desk.ask(Subset(1, HANDLE, large)) == Rows(id=1, size=5, file="subsets/0/x.json")
+    desk.requests.message([b"another peer", encode(Drop(1))])
+    desk.requests.message([b"peer", encode(Drop(2))])
+    await asyncio.sleep(0)
+    assert desk.reading == 1
+    desk.requests.message([b"peer", encode(Drop(1))])
+    await _until_none(desk)
+    assert await desk.ask(Subset(1, HANDLE, large)) == Rows(id=1, size=5, file="subsets/0/x.json")
+    desk.requests.close()
+    await _until_none(desk)
+
+
+async def test_a_subset_that_nobody_waits_for_is_given_up(desk: Desk) -> None:
+    desk.holdings.add(desk.shape)
+    desk.replies.clear()
+    for number in (1, 2):
+        desk.requests.message([b"peer", encode(Subset(number, HANDLE, SubsetRequest(where="slow")))])
+        if number == 1:
+            # The second one is dropped before it has begun.
+            await asyncio.sleep(0.01)
+            assert desk.reading == 1
+        desk.requests.message([b"peer", encode(Drop(number))])
+    await _until_none(desk)
+    assert desk.replies == []
+
+
+async def _until_none(desk: Desk) -> None:
+    async with asyncio.timeout(10):
+        while desk.reading:  # noqa: ASYNC110 - it ends in a task of its own
+            await asyncio.sleep(0)

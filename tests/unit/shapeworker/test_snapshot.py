@@ -17,8 +17,9 @@ from common.lsn import parse_lsn
 from common.shapelog import LogWriter, ShapeReader, SnapshotState, SnapshotWriter
 from common.table import describe
 from common.xid import Snapshot
-from shapeworker.snapshot import SnapshotFailed, SnapshotPlan, Snapshots, SnapshotTaken, end_line, failure
+from shapeworker.snapshot import SnapshotPlan, Snapshots, SnapshotTaken, end_line
 from shapeworker.snapshot_connection import Stopped
+from shapeworker.snapshot_failure import SnapshotFailed, failure
 
 PATIENCE = 60.0
 """Seconds after which something hangs."""

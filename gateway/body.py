@@ -1,0 +1,109 @@
+"""The body of a POST: a JSON object whose members are parameters like those of the query (http-api.md 6.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import orjson
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import BadHttpMessage
+
+from gateway.query_string import Value
+from gateway.response import JSON, Answer
+
+MAX_BODY_BYTES: Final = 8_000_000
+
+READ_SECONDS: Final = 30.0
+"""How long a client may take to send its body."""
+
+_ONLY_IN_QUERY: Final = frozenset(("secret", "api_secret", "cursor"))
+_FLAT_SUBSET: Final = ("where", "order_by", "limit", "offset", "params", "where_expr", "order_by_expr")
+
+# Numbers with a point keep their digits: they become texts anyhow.
+_decode = msgspec.json.Decoder(float_hook=str).decode
+
+
+class BadBody(Exception):
+    """The body cannot be used. Its answer lacks the cache headers of other answers to a POST (http-api.md 21)."""
+
+    def __init__(self, status: int, error: str, details: str = "") -> None:
+        super().__init__(error)
+        body = {"error": error} | ({"details": details} if details else {})
+        self.answer = Answer(status, JSON, orjson.dumps(body))
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """All of it. Raises :class:`BadBody`, ``ConnectionError`` if the client is gone."""
+    if request.headers.get("expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise BadBody(413, "Request body too large")
+    received = bytearray()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for piece in request.content.iter_any():
+                received += piece
+                if len(received) > MAX_BODY_BYTES:
+                    raise BadBody(413, "Request body too large")
+    except ConnectionError:
+        raise
+    except (web.RequestPayloadError, BadHttpMessage, TimeoutError, ValueError):
+        raise BadBody(400, "Failed to read request body") from None
+    return bytes(received)
+
+
+def merged(query: Mapping[str, Value], body: bytes) -> dict[str, Value]:
+    """The parameters of a POST: those of the body come before those of the query. Raises :class:`BadBody`.
+
+    Members that belong to a subset get the names that they have in a query. A null takes a parameter away.
+    """
+    parameters = dict(query)
+    if not body.strip():
+        return parameters
+    try:
+        given = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadBody(400, "Invalid JSON in request body", str(error)) from None
+    if not isinstance(given, dict):
+        raise BadBody(400, "Request body must be a JSON object")
+    subset = given.get("subset")
+    if isinstance(subset, dict):
+        del given["subset"]
+    else:
+        subset = {name: given.pop(name) for name in _FLAT_SUBSET if name in given} or None
+    for name, value in given.items():
+        if name not in _ONLY_IN_QUERY:
+            _assign(parameters, name, value)
+    if subset is not None:
+        # Also without any member it asks for a subset.
+        parameters.setdefault("subset", {})
+        for name, value in subset.items():
+            _assign(parameters, f"subset__{name}", value)
+    return parameters
+
+
+def _assign(parameters: dict[str, Value], name: str, value: object) -> None:
+    plain = as_parameter(value)
+    if plain is None:
+        parameters.pop(name, None)
+    else:
+        parameters[name] = plain
+
+
+def as_parameter(value: object) -> Value | None:
+    """A value of JSON as a query would have it: numbers and booleans are texts, nulls are not there."""
+    match value:
+        case None:
+            return None
+        case bool():
+            return "true" if value else "false"
+        case list():
+            return [plain for item in value if (plain := as_parameter(item)) is not None]
+        case dict():
+            members = ((str(name), as_parameter(item)) for name, item in value.items())
+            return {name: plain for name, plain in members if plain is not None}
+    return str(value)

@@ -1,0 +1,168 @@
+"""Subset snapshots: from a valid request to the bytes on the wire (http-api.md 18).
+
+The worker reads all of a subset before the first byte goes out, so a worker that dies in between is asked again, or its
+successor; what is in a file is sent slice by slice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from common.lsn import BEFORE_ALL, Offset
+from common.messages import Missing, NotOwner, Refusal, Reply, Rows, Subset
+from common.shapelog.layout import DamagedLog
+from common.subset import SubsetRequest
+from gateway import log, response
+from gateway.admission import Ticket
+from gateway.exchange import Exchange
+from gateway.request import LogQuery
+from gateway.response import Answer
+from gateway.service import Service
+from gateway.shapes import READY_TIMEOUT, RETRY_DELAY, Shape, ShapeGone, Shapes, Unavailable
+from gateway.workers import WorkerLost, Workers
+
+ANSWER_TIMEOUT: Final = 75.0
+"""Seconds for the rows, with all repetitions; a worker gives up sooner."""
+
+FIRST_CHUNK: Final = Offset(0, 0)
+
+
+class Fetched(NamedTuple):
+    """The worker's reply, and the open file of one that has a file."""
+
+    reply: Reply | Unavailable
+    descriptor: int | None = None
+
+
+class SubsetDelivery:
+    """Answers requests for subsets."""
+
+    def __init__(
+        self, shapes: Shapes, service: Service, workers: Workers, storage: Path, ended: Callable[[str], None]
+    ) -> None:
+        """``ended`` is told each handle whose shape turned out to be gone."""
+        self._shapes = shapes
+        self._service = service
+        self._workers = workers
+        self._storage = storage
+        self._ended = ended
+
+    async def run(self, exchange: Exchange, query: LogQuery, subset: SubsetRequest, ticket: Ticket) -> None:
+        """Answer one request, admitted with this ticket. Raises ``ConnectionError`` when the client is gone."""
+        shape = await self._shapes.obtain(query.shape, query.sent)
+        if isinstance(shape, Refusal):
+            return await exchange.answer(response.refused(shape))
+        if isinstance(shape, Unavailable):
+            return await exchange.answer(response.failure(503, shape.message, retry_after=shape.retry_after))
+        ticket.found()
+        if query.resumes and query.handle != shape.handle:
+            return await exchange.answer(response.conflict(shape.handle))
+        try:
+            # Before the rows are read, so that they show all that a client will not be sent again.
+            offset = reached(query.offset, shape.last())
+        except (ShapeGone, DamagedLog, FileNotFoundError) as error:
+            return await self._unreadable(exchange, shape, error)
+        fetched = await self._fetch(shape, subset)
+        try:
+            await self._send(exchange, query, shape, offset, fetched)
+        finally:
+            if fetched.descriptor is not None:
+                os.close(fetched.descriptor)
+
+    async def _send(self, exchange: Exchange, query: LogQuery, shape: Shape, offset: Offset, fetched: Fetched) -> None:
+        reply = fetched.reply
+        if isinstance(reply, Unavailable):
+            return await exchange.answer(response.failure(503, reply.message, retry_after=reply.retry_after))
+        if isinstance(reply, Missing) or (isinstance(reply, Refusal) and reply.status == 409) or not shape.lives():
+            return await self._gone(exchange, shape)
+        if isinstance(reply, Refusal):
+            return await exchange.answer(response.refused(reply))
+        assert isinstance(reply, Rows)
+        fields = response.subset_fields(shape.handle, offset, None if query.live else shape.schema)
+        if not reply.file:
+            return await exchange.answer(Answer(200, fields, reply.body, streamed=True))
+        if fetched.descriptor is None:
+            return await exchange.answer(response.failure(503, "The result was lost, please retry", retry_after=1))
+        await exchange.start(Answer(200, fields), reply.size)
+        if not exchange.head_only:
+            await self._send_file(exchange, fetched.descriptor, reply.size)
+        return None
+
+    async def _send_file(self, exchange: Exchange, descriptor: int, size: int) -> None:
+        """All of it, or a connection that is cut: a client never takes a part for the whole (INV-22)."""
+        try:
+            at = 0
+            while at < size:
+                piece = os.pread(descriptor, min(log.SLICE, size - at), at)
+                if not piece:
+                    raise ConnectionError("the file of a subset is too short")
+                at += len(piece)
+                await exchange.write(piece)
+            await exchange.finish()
+        except BaseException:
+            exchange.abort()
+            raise
+
+    async def _fetch(self, shape: Shape, subset: SubsetRequest) -> Fetched:
+        """Ask the shape's owner until it has an answer; it is told when the client goes away."""
+        loop = asyncio.get_running_loop()
+        ready_by = loop.time() + READY_TIMEOUT
+        give_up = loop.time() + ANSWER_TIMEOUT
+        question = partial(Subset, handle=shape.handle, subset=subset)
+        while True:
+            owner = self._service.owner(shape.partition)
+            if owner is not None:
+                try:
+                    async with (
+                        asyncio.timeout_at(give_up),
+                        self._workers.hold(owner, question) as reply,
+                    ):
+                        if not isinstance(reply, NotOwner):
+                            return Fetched(reply, self._open(reply))
+                except WorkerLost:
+                    # It may have been at it for long: what comes next is a new question.
+                    ready_by = loop.time() + READY_TIMEOUT
+                except TimeoutError:
+                    return Fetched(Unavailable("The worker takes too long to answer, please retry", 10))
+            if loop.time() >= min(ready_by, give_up):
+                return Fetched(Unavailable(self._service.unready(loop.time()), 5))
+            await asyncio.sleep(RETRY_DELAY)
+
+    def _open(self, reply: Reply) -> int | None:
+        if not isinstance(reply, Rows) or not reply.file:
+            return None
+        try:
+            return os.open(self._storage / reply.file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+
+    async def _unreadable(self, exchange: Exchange, shape: Shape, error: Exception) -> None:
+        obstacle = await self._shapes.doubt(shape, str(error)) if shape.lives() else None
+        if obstacle is None:
+            return await self._gone(exchange, shape)
+        if isinstance(obstacle, Refusal):
+            return await exchange.answer(response.refused(obstacle))
+        return await exchange.answer(response.failure(503, obstacle.message, retry_after=obstacle.retry_after))
+
+    async def _gone(self, exchange: Exchange, shape: Shape) -> None:
+        self._shapes.forget(shape)
+        self._ended(shape.handle)
+        successor = self._shapes.known(shape.request)
+        await exchange.answer(response.conflict(None if successor is None else successor.handle))
+
+
+def reached(requested: Offset | None, last: Offset) -> Offset:
+    """The offset that a client goes on from after a subset: it moves there (client-expectations.md 6).
+
+    So it is never one beyond changes that the client has not seen: where it is already, however much the log has grown
+    (the reference answers with the end of the log, and loses what lies between for all rows outside the subset). Only
+    who asked for ``now`` is told where that is.
+    """
+    if requested is None:
+        return last
+    return FIRST_CHUNK if requested == BEFORE_ALL else requested
