@@ -63,8 +63,12 @@ def start(
     system_identifier: int | None,
     stop: Event,
     seconds: float = START_SECONDS,
+    statement_seconds: float = 0.0,
 ) -> Start:
     """Begin the transaction and take its snapshot, as often as it takes until it shows all that is ``unseen``.
+
+    It has ``seconds`` for that; the server gives up each statement after ``statement_seconds``, if that is not 0, also
+    when nobody is there any more to cancel it.
 
     The table must be what ``selected`` (columns the client named if ``explicit``) and ``required`` (columns of the
     filter) were chosen for. Raises SnapshotFailed, Stopped, ``psycopg.Error``.
@@ -73,7 +77,7 @@ def start(
     deadline = time.monotonic() + seconds
     try:
         while True:
-            connection.query(_opening(table, connection.server_version, seconds), deadline)
+            connection.query(_opening(table, connection.server_version, seconds, statement_seconds), deadline)
             (facts,) = connection.query(_FACTS, deadline)
             snapshot, position = _read_facts(facts, system_identifier)
             if all(snapshot.shows(xid) for xid in unseen):
@@ -120,7 +124,7 @@ def await_flush(connection: SnapshotConnection, position: int, stop: Event) -> N
         raise SnapshotFailed(503, message, RETRY_AFTER, known=True) from None
 
 
-def _opening(table: Table, server_version: int, seconds: float) -> bytes:
+def _opening(table: Table, server_version: int, seconds: float, statement_seconds: float) -> bytes:
     """None of this takes the snapshot. The lock comes first: rewriting a table is invisible to older snapshots, which
     then see it empty, and the description that follows must be that of the table that the query reads."""
     only = sql.SQL("" if table.kind == "p" else "ONLY ")
@@ -131,6 +135,7 @@ def _opening(table: Table, server_version: int, seconds: float) -> bytes:
         # A line is thousands of cheap operators on a wide table: compiling them costs more than it saves.
         b"SET LOCAL jit TO 'off'",
         b"SET LOCAL lock_timeout TO '%dms'" % (min(LOCK_SECONDS, seconds) * 1000),
+        b"SET LOCAL statement_timeout TO '%dms'" % (statement_seconds * 1000),
         lock.as_bytes(None),
     ]
     return b"; ".join(statements)

@@ -128,6 +128,7 @@ def _read(
     reading: Reading, spool: Spool, stop: Event, connection: SnapshotConnection, system_identifier: int | None
 ) -> Snapshot:
     shape = reading.shape
+    left = max(0.1, reading.deadline - time.monotonic())
     begun = start(
         connection,
         shape.table,
@@ -137,7 +138,8 @@ def _read(
         unseen=reading.unseen,
         system_identifier=system_identifier,
         stop=stop,
-        seconds=max(0.1, reading.deadline - time.monotonic()),
+        seconds=left,
+        statement_seconds=left,
     )
     if begun.position <= reading.reached:
         # It would be older than what the shape's log has: a server that was set back.
@@ -183,6 +185,8 @@ def _meaning(error: psycopg.Error, reading: Reading, connection: SnapshotConnect
     text = " ".join((error.diag.message_primary or str(error)).split())
     if state[:2] in OF_VALUES:
         return RejectedByData(text)
+    if isinstance(error, psycopg.errors.QueryCanceled):
+        return SnapshotFailed(503, TOO_SLOW, RETRY_AFTER, known=True)
     if state == _NO_ORDER:
         return InvalidSubset("order_by", text)
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and connection is not None:
