@@ -99,19 +99,10 @@ def read_subset(
 
     Raises :class:`InvalidSubset`, :class:`RejectedByData`, SnapshotFailed, Stopped, ``OSError`` of the spool.
     """
-    connection = idle.take(stop)
-    reused = connection is not None
+    connection = None
     try:
-        connection = connection or connect(stop)
-        try:
-            snapshot = _read(reading, spool, stop, connection, system_identifier)
-        except psycopg.OperationalError as error:
-            if not reused or spool.size or not _is_loss(error):
-                raise
-            # It had been closed before, and that was not known yet.
-            connection.close()
-            connection = connect(stop)
-            snapshot = _read(reading, spool, stop, connection, system_identifier)
+        connection = idle.take(stop) or connect(stop)
+        snapshot = _read(reading, spool, stop, connection, system_identifier)
         idle.give(connection)
         connection = None
         return snapshot
@@ -172,11 +163,6 @@ def _head(snapshot: Snapshot, position: int, mark: int) -> bytes:
         "xmin": str(snapshot.xmin),
     }
     return b'{"metadata":' + orjson.dumps(metadata) + b', "data": ['
-
-
-def _is_loss(error: psycopg.OperationalError) -> bool:
-    """Whether the connection ended, rather than the statement."""
-    return (error.sqlstate or "08")[:2] == "08" or (error.sqlstate or "")[:3] == "57P"
 
 
 def _meaning(error: psycopg.Error, reading: Reading, connection: SnapshotConnection | None) -> Exception:

@@ -56,10 +56,7 @@ class Follower:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 "node",
-                "follow.mjs",
-                f"{self.url}/v1/shape",
-                json.dumps(self.params),
-                json.dumps(self.options),
+                *self._arguments(),
                 cwd=DIRECTORY,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -87,12 +84,7 @@ class Follower:
 
     async def rows(self) -> dict[str, dict[str, str | None]]:
         """What the client's `Shape` holds, by key, each value as text."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"dump": str(self._dump)}).encode() + b"\n")
-        async with asyncio.timeout(_HANG_SECONDS):
-            while "dumped" not in (event := await self._event()):
-                self._take(event)
+        await self._command({"dump": str(self._dump)})
         rows: dict[str, dict[str, str | None]] = json.loads(self._dump.read_bytes())
         return rows
 
@@ -100,6 +92,20 @@ class Follower:
     def warnings(self) -> str:
         """What the client wrote to standard error."""
         return self._log.read_text(errors="replace")
+
+    def _arguments(self) -> list[str]:
+        """The script and its arguments."""
+        return ["follow.mjs", f"{self.url}/v1/shape", json.dumps(self.params), json.dumps(self.options)]
+
+    async def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives a command; returns the event that answers it."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        async with asyncio.timeout(_HANG_SECONDS):
+            while "lsn" in (event := await self._event()):
+                self._take(event)
+        return event
 
     async def _event(self) -> dict[str, Any]:
         assert self._process is not None

@@ -93,6 +93,16 @@ async def test_subsets_are_answered_as_the_reference_answers(database: str, star
         first = await client.get(offset="now", log="changes_only")
         handle = first.headers["electric-handle"]
         assert first.headers["electric-offset"] == "0_inf"
+        assert (first.headers["electric-has-data"], first.headers["electric-up-to-date"]) == ("false", "")
+        assert first.headers["etag"].startswith(f'"{handle}:now:0_inf:')
+        assert [item["headers"]["control"] for item in first.json] == ["up-to-date"]
+        # A snapshot of changes has no rows, and one end.
+        start = await client.get(offset="-1", log="changes_only")
+        assert start.headers["electric-offset"] == "0_0"
+        assert [item["headers"]["control"] for item in start.json] == ["snapshot-end"]
+        then = await client.get(offset="0_0", handle=handle, log="changes_only")
+        assert then.headers["electric-offset"] == "0_inf"
+        assert [item["headers"]["control"] for item in then.json] == ["up-to-date"]
         ours = {"log": "changes_only", "handle": handle, "offset": "0_inf"}
 
         page = await client.get(

@@ -18,6 +18,7 @@ from common.table import (
     describe_oids,
     difference,
     key_columns,
+    queryable_errors,
     schema_header,
     selection,
 )
@@ -322,3 +323,12 @@ async def test_schema_header_has_the_modifiers_clients_know(database: str) -> No
         "cp": {"type": "comp"},
         "dm": {"type": "posint"},
     }
+
+
+def test_queryable_columns_hold_the_key_and_nothing_unknown() -> None:
+    keyed = table(column("k2", 1, key_index=1), A, column("k1", 3, key_index=0), STORED)
+    assert queryable_errors(keyed, ["a", "k2", "k1", "a", "s"]) is None
+    missing = "The list of queryable columns must include all primary key columns, missing: k1, k2"
+    assert queryable_errors(keyed, ["a", "nope"]) == {"queryable_columns": [missing]}
+    unknown = "The following queryable columns are not found on the table: x, y"
+    assert queryable_errors(keyed, ["k1", "k2", "x", "y"]) == {"queryable_columns": [unknown]}
