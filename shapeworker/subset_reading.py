@@ -144,8 +144,6 @@ def _read(
         joined = b",".join(rows)
         spool.add([joined] if first else [b",", joined])
         first = False
-        if time.monotonic() > reading.deadline:
-            raise DeadlinePassed
     # A pooler throws away the server's connection when a client leaves it in a transaction.
     connection.query(b"COMMIT", time.monotonic() + COMMIT_SECONDS)
     await_flush(connection, begun.position, stop)
