@@ -232,7 +232,8 @@ async def test_a_query_that_takes_too_long_is_given_up(bench: Bench, monkeypatch
 
 async def test_connections_are_used_again_and_replaced_when_they_are_lost(bench: Bench) -> None:
     shape = await bench.shape()
-    pids = "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name = 'galvanic subset'"
+    ours = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'galvanic subset'"
+    pids = f"SELECT array_agg(pid) {ours}"
     await bench.read(shape)
     first = await bench.one(pids)
     await bench.read(shape)
@@ -240,7 +241,10 @@ async def test_connections_are_used_again_and_replaced_when_they_are_lost(bench:
     await bench.refused(shape, where="1 / (n - 3) > 0")
     await bench.read(shape)
     assert await bench.one(pids) != first, "one whose statement failed is not used again"
-    await bench.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '% subset'")
+    await bench.execute(f"SELECT pg_terminate_backend(pid) {ours}")
+    async with asyncio.timeout(PATIENCE):
+        while await bench.one(f"SELECT count(*) {ours}"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert len(await bench.ids(shape)) == 100
     bench.subsets.sweep()
     assert await bench.one(pids) is not None, "it was needed a moment ago"
