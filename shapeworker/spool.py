@@ -10,8 +10,8 @@ from typing import Final
 
 from common.shapelog.files import CREATE_NEW, REAL, Files
 
-INLINE_BYTES: Final = 256 * 1024
-"""What is no larger is never written to the disk."""
+INLINE_BYTES: Final = 64 * 1024
+"""What is no larger is never written to the disk. It is what a client that does not read may pin in a gateway."""
 
 
 ABANDONED_SECONDS: Final = 300.0
