@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import aiohttp
 import psycopg
 import pytest
 
@@ -13,6 +15,14 @@ from tests.pipeline.fixtures import StartStack
 from tests.pipeline.reader import Reader
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+
+async def _subset(url: str, where: str) -> Any:
+    """The rows of a subset of `t`, for whoever has all of its stream."""
+    query = {"table": "t", "offset": "now", "subset__where": where}
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/shape", params=query) as response:
+        assert response.status == 200, await response.read()
+        return (await response.json())["data"]
 
 
 async def test_a_commit_that_waits_for_its_standby_is_in_every_shape_once(
@@ -37,12 +47,16 @@ async def test_a_commit_that_waits_for_its_standby_is_in_every_shape_once(
         late = Reader(stack.url, "t", columns=["id", "v"]).start()
         retaken = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'galvanic snapshot'"
         await until(url, retaken, True)
+        # Nor would rows without it be any good to a client that has it already.
+        asking = asyncio.create_task(_subset(stack.url, f"v = '{held}'"))
         await asyncio.sleep(1)
         assert late.view.rows == {}
         assert not hanging.done()
+        assert not asking.done()
         await execute(url, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
         await hanging
         await writer.close()
+        assert [row["value"]["v"] for row in await asking] == [held]
         await late.current()
         lsn = (await execute(url, "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint"))[0][0]
         await reader.kept()
