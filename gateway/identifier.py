@@ -70,9 +70,9 @@ def _is_plain(name: str) -> bool:
 def _split(text: str, separator: str) -> list[str]:
     """Cut at separators outside quotes: those followed by an even number of quote characters."""
     parts: list[str] = []
-    for piece in text.split(separator):
+    for piece in reversed(text.split(separator)):
         if parts and parts[-1].count('"') % 2:
-            parts[-1] += separator + piece
+            parts[-1] = piece + separator + parts[-1]
         else:
             parts.append(piece)
-    return parts
+    return parts[::-1]

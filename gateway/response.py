@@ -181,9 +181,8 @@ def subset_fields(handle: str, offset: Offset, schema: str | None) -> dict[str, 
 
 
 def not_modified(fields: Mapping[str, str]) -> Answer:
-    """304 with the headers that a 200 would refresh a cache with, without content and schema."""
-    left_out = ("content-type", "electric-schema")
-    return Answer(304, {name: value for name, value in fields.items() if name not in left_out})
+    """304 with the headers that a 200 would refresh a cache with, without the schema."""
+    return Answer(304, {name: value for name, value in fields.items() if name != "electric-schema"})
 
 
 def conflict(handle: str | None) -> Answer:

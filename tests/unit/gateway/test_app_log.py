@@ -209,8 +209,15 @@ async def test_a_tag_that_matches_is_answered_304(world: Cluster) -> None:
             same = await world.get(query, headers=f"If-None-Match: {tag}\r\n")
             assert same.status == 304
             assert "content-length" not in same.headers
-            assert "content-type" not in same.headers
-            for name in ("etag", "electric-handle", "electric-offset", "cache-control", "electric-has-data"):
+            assert "electric-schema" not in same.headers
+            for name in (
+                "etag",
+                "electric-handle",
+                "electric-offset",
+                "cache-control",
+                "electric-has-data",
+                "content-type",
+            ):
                 assert same.headers[name] == full.headers[name]
         weak = await world.get(query, headers=f"If-None-Match: W/{full.headers['etag']}\r\n")
         assert weak.status == 200

@@ -83,6 +83,8 @@ def test_columns_are_cut_at_commas_outside_quotes() -> None:
     for text, message in (
         ("id, title", "Invalid unquoted identifier contains special characters:  title"),
         ("id,", "Invalid zero-length delimited identifier"),
+        ('id,"open', 'Invalid unquoted identifier contains special characters: id,"open'),
+        ('"a,b",c"', 'Invalid unquoted identifier contains special characters: "a'),
     ):
         with pytest.raises(IdentifierError) as caught:
             parse_columns(text)

@@ -125,7 +125,7 @@ def test_the_header_matrix(
     assert fields.get("electric-up-to-date", "") == ""
     not_modified = response.not_modified(fields)
     assert not_modified.status == 304
-    assert set(not_modified.fields) == (LOG | extra) - {"content-type", "electric-schema"}
+    assert set(not_modified.fields) == (LOG | extra) - {"electric-schema"}
 
 
 def test_the_ages_of_catch_up_answers_are_settings() -> None:
