@@ -13,7 +13,7 @@ from aiohttp import web
 
 from common.messages import Refusal
 from common.subset import SubsetRequest
-from gateway import response
+from gateway import openapi, response
 from gateway.admission import Admission, Budget, Ticket
 from gateway.body import BadBody, merged, read_body
 from gateway.checks import Checks
@@ -30,7 +30,7 @@ from gateway.subset_delivery import SubsetDelivery
 
 log = structlog.get_logger(__name__)
 
-Route = Literal["root", "shape", "health", "explain"]
+Route = Literal["root", "shape", "health", "explain", "openapi"]
 
 CACHED_TEXTS: Final = 512
 """Parsed targets kept; none is longer than a request line."""
@@ -40,11 +40,14 @@ _ROUTES: Final[Mapping[tuple[str, ...], Route]] = {
     ("v1", "shape"): "shape",
     ("v1", "health"): "health",
     ("v1", "explain"): "explain",
+    ("openapi.json",): "openapi",
 }
 _SHAPE_METHODS: Final = frozenset(SHAPE_METHODS.split(", "))
 _ALLOWED_HEADERS: Final = frozenset({"if-none-match", "traceparent"})
 
 _HEALTH_FIELDS: Final = {**response.JSON, "cache-control": "no-cache, no-store, must-revalidate"}
+
+_DESCRIPTION: Final = Answer(200, {**response.JSON, "cache-control": "public, max-age=3600"}, openapi.DOCUMENT)
 
 NO_DELETE: Final = "DELETE not allowed"
 
@@ -127,7 +130,8 @@ class App:
         except (ConnectionError, TimeoutError):
             exchange.abort()
         except Exception as error:
-            log.error("request failed", method=request.method, path=request.path, exc_info=error)
+            path, _, _ = request.raw_path.partition("?")
+            log.error("request failed", request=exchange.id, method=request.method, path=path, exc_info=error)
             await self._fail(exchange)
         return exchange.sent()
 
@@ -156,6 +160,8 @@ class App:
             except UnicodeDecodeError:
                 return False
             await exchange.answer(await self._explain(query))
+        elif route == "openapi" and method in ("GET", "HEAD"):
+            await exchange.answer(_DESCRIPTION)
         elif route == "root" and method in ("GET", "HEAD"):
             await exchange.answer(Answer(200, {}, streamed=exchange.head_only))
         else:

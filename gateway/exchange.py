@@ -127,6 +127,7 @@ class Exchange:
         "cors_methods",
         "head_only",
         "is_post",
+        "id",
         "started",
     )
 
@@ -142,6 +143,8 @@ class Exchange:
         self.cors_methods: str | None = OTHER_METHODS
         self.head_only = request.method == "HEAD"
         self.is_post = request.method == "POST"
+        self.id = self._given_id() or secrets.token_urlsafe(15)
+        """Tells this request from others, in its answer and in our log."""
         self.started = False
 
     @property
@@ -269,9 +272,7 @@ class Exchange:
 
     def _head(self, answer: Answer, lines: str, *, lasting: bool = False) -> bytes:
         fields = answer.fields
-        common = (
-            f"date: {_date(int(time.time()))}\r\nx-request-id: {self._request_id()}\r\nelectric-server: {SERVER}\r\n"
-        )
+        common = f"date: {_date(int(time.time()))}\r\nx-request-id: {self.id}\r\nelectric-server: {SERVER}\r\n"
         if answer.status != 204:
             common += "vary: accept-encoding\r\n"
             if "cache-control" not in fields:
@@ -289,11 +290,10 @@ class Exchange:
         head = f"{common}{answer.block}{lines}\r\n"
         return _status_line(answer.status) + head.encode("utf-8", "surrogateescape")
 
-    def _request_id(self) -> str:
+    def _given_id(self) -> str | None:
         given = self._request.headers.get("x-request-id", "")
-        if 20 <= len(given.encode("utf-8", "surrogateescape")) <= 200 and _SAFE.fullmatch(given):
-            return given
-        return secrets.token_urlsafe(15)
+        usable = 20 <= len(given.encode("utf-8", "surrogateescape")) <= 200 and _SAFE.fullmatch(given)
+        return given if usable else None
 
     def _origin(self) -> str:
         origins = self._request.headers.getall("origin", [])
