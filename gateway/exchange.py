@@ -44,7 +44,8 @@ _COPIED: Final = 16 * 1024
 does not read then pins no copy of what it shares with others."""
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-_SAFE = re.compile(r"[^\x00-\x1f\x7f]+")
+_SAFE = re.compile(r"[\x20-\x7e]+")
+"""What may be echoed in a header."""
 
 
 class Connection(web.RequestHandler):

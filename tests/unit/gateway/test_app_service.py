@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from common.messages import Ensure, Find, handle_topic
 from gateway import shapes
+from gateway.shapes import Shapes
 from tests.unit.gateway.cluster import Cluster, cluster, free_port, refuse, until
 
 SHAPE_METHODS = "GET, POST, HEAD, DELETE, OPTIONS"
@@ -344,3 +345,39 @@ def is_open(port: int) -> bool:
     """Whether somebody listens."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", b"GET /v1/health HTTP/1.1\r\nHost: h\r\n", b"GET / HTTP/1.1\r\n\r\nGET /v1"]
+)
+async def test_a_client_that_never_ends_its_request_is_hung_up_on(sent: bytes) -> None:
+    async with cluster(tcp_read_timeout=0.3) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.settings.port)
+        writer.write(sent)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 ") == sent.count(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_a_client_that_never_ends_its_body_is_answered_all_the_same(world: Cluster) -> None:
+    for method in ("GET", "PUT", "DELETE"):
+        answer = await world.ask("/v1/health", method, headers="Content-Length: 100\r\n")
+        assert answer.status == (200 if method == "GET" else 404)
+
+
+async def test_an_error_of_ours_is_told_by_an_id_alone(
+    world: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise RuntimeError("a detail of ours")
+
+    monkeypatch.setattr(Shapes, "obtain", fail)
+    answer = await world.get("offset=-1&secret=not-for-logs")
+    assert (answer.status, answer.raw) == (500, b'{"error":"Internal server error"}')
+    assert answer.headers["cache-control"] == "max-age=0, private, must-revalidate"
+    said = capsys.readouterr()
+    logged = said.out + said.err
+    assert answer.headers["x-request-id"] in logged
+    assert "a detail of ours" in logged
+    assert "not-for-logs" not in logged
