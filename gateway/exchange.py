@@ -7,6 +7,7 @@ clients is serialised once (performance.md 6). A streamed body waits for the cli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import socket
@@ -48,16 +49,22 @@ _SAFE = re.compile(r"[\x20-\x7e]+")
 """What may be echoed in a header."""
 
 
+LINGER: Final = 2.0
+"""Seconds for which what a refused client still sends is taken and dropped. The kernel answers data that nobody reads
+with a reset, which can overtake the answer and even take it away again."""
+
+
 class Connection(web.RequestHandler):
     """A client's connection, which is closed after so many requests (http-api.md 1.1)."""
 
-    __slots__ = ("send_timeout_ms", "served")
+    __slots__ = ("_ended", "send_timeout_ms", "served")
 
     def __init__(self, *args: object, send_timeout_ms: int = 0, **kwargs: object) -> None:
         """``send_timeout_ms``: after so long without taking anything that waits for it, a client is cut off."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.send_timeout_ms = send_timeout_ms
         self.served = 0
+        self._ended: asyncio.Event | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have the kernel cut off a client that takes nothing: also one whose answer was handed over whole."""
@@ -66,6 +73,29 @@ class Connection(web.RequestHandler):
         if self.send_timeout_ms and connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             # Meant for peers that are gone, it counts for windows that stay closed as well.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.send_timeout_ms)
+
+    async def linger(self) -> None:
+        """Send no more, and read until the client has ended or some time has passed."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        self._ended = asyncio.Event()
+        transport.write_eof()
+        transport.resume_reading()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                await self._ended.wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand it to the parser, unless the client was refused."""
+        if self._ended is None:
+            super().data_received(data)
+
+    def eof_received(self) -> None:
+        """The client sends no more."""
+        super().eof_received()
+        if self._ended is not None:
+            self._ended.set()
 
     def handle_error(
         self,
@@ -112,6 +142,9 @@ class Bare(Sent):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write it."""
         await request.writer.write(_status_line(self._code) + b"connection: close\r\n\r\n")
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        await connection.linger()
         return None
 
 

@@ -95,7 +95,7 @@ _VALUES: Final[dict[str, tuple[str, ...]]] = {
     "columns": ("id", "id,title", '"id"', "id,id", "nope", "title", "id,"),
     "replica": ("full", "default", "half"),
     "log": ("full", "changes_only", "none"),
-    "cursor": ("0", "5", "x", "99999999999999999999999"),
+    "cursor": ("0", "5", "x", "9" * 23, "9" * 4_400),
     "subset__where": _WHERES,
     "subset__limit": ("1", "0", "-1", "x"),
     "subset__order_by": ("id", "id DESC", "nope", "random()"),

@@ -15,7 +15,7 @@ import pytest_asyncio
 from common.messages import Ensure, Find, handle_topic
 from gateway import shapes
 from gateway.shapes import Shapes
-from tests.unit.gateway.cluster import Cluster, cluster, free_port, refuse, until
+from tests.unit.gateway.cluster import Cluster, cluster, free_port, refuse, row, until
 
 SHAPE_METHODS = "GET, POST, HEAD, DELETE, OPTIONS"
 
@@ -169,6 +169,38 @@ async def test_what_is_no_request_gets_a_bare_status(world: Cluster, request_hea
     assert answer.endswith(b"connection: close\r\n\r\n")
     assert b"erver" not in answer
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("broken", "status"),
+    [
+        (b"GET /v1/shape?where=" + b"a" * 1_000_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"414 "),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n", b"431 "),
+    ],
+)
+async def test_who_is_refused_gets_all_answers_before_the_connection_ends(
+    world: Cluster, broken: bytes, status: bytes
+) -> None:
+    world.worker.rows = [row(number, pad=20_000) for number in range(20)]
+    for slow in (0.0, 0.3):
+        client = socket.socket()
+        # Most of the first answer waits in the gateway's kernel when the connection ends.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect(("127.0.0.1", world.settings.port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1_000)
+        writer.write(b"GET /v1/shape?table=items&offset=-1 HTTP/1.1\r\nHost: h\r\n\r\n")
+        # In another packet: what is parsed together with it would be refused with it.
+        await asyncio.sleep(0.2)
+        writer.write(broken)
+        await asyncio.sleep(slow)
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await asyncio.sleep(slow)
+        async with asyncio.timeout(20):
+            answers = await reader.read()
+        body, _, end = answers.rpartition(b"0\r\n\r\nHTTP/1.1 ")
+        assert len(body) > 400_000
+        assert end.startswith(status)
+        writer.close()
 
 
 async def test_a_connection_is_kept_and_closed_after_its_share_of_requests() -> None:
