@@ -96,6 +96,28 @@ async def test_no_spelling_of_the_path_goes_around_the_secret(path: str) -> None
         assert (await world.ask(path, "OPTIONS")).status == 204
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/./shape",
+        "/v1/x/../shape",
+        "/v1/shape/.",
+        "/v1/%2e/shape",
+        "/v1%2fshape",
+        "/V1/shape",
+        "/v1/shape;a",
+        "\\v1",
+    ],
+)
+async def test_a_path_that_only_looks_like_the_shape_is_nothing(path: str) -> None:
+    async with cluster(secret="s3cret", insecure=False) as world:
+        for method in ("GET", "POST", "DELETE"):
+            for secret in ("", "&secret=s3cret"):
+                answer = await world.ask(f"{path}?table=items&offset=-1{secret}", method)
+                assert answer.status in (400, 404)
+        assert not world.worker.asked
+
+
 async def test_only_the_shape_is_secret() -> None:
     async with cluster(secret="s3cret", insecure=False) as world:
         for path, status in (("/", 200), ("/v1/health", 200), ("/nope", 404)):
