@@ -145,7 +145,7 @@ _AUTHENTICATION: Final = ("secret", "api_secret")
 _FLAGS: Final = ("live", "live_sse", "experimental_compaction")
 LOG_PARAMETERS: Final = tuple(PARAMETERS)
 DELETE_PARAMETERS: Final = (*_DEFINITION, "offset", "handle", *_FLAGS, *_AUTHENTICATION)
-EXPLAIN_PARAMETERS: Final = ("table", "where", "params", "columns", *_AUTHENTICATION)
+EXPLAIN_PARAMETERS: Final = (*_DEFINITION, "experimental_compaction", *_AUTHENTICATION)
 
 _REQUEST_HEADERS: Final[Mapping[str, str]] = {
     "if-none-match": "Entity tags that the client has; weak ones and `*` match nothing.",
@@ -355,7 +355,7 @@ def document() -> Json:
         "202": _response("Changes do not reach clients at present.", _LENGTH, _json("Health")),
     }
     explanation = {
-        "200": _response("The explanation.", _LENGTH, _json("Explanation")),
+        "200": _response("The explanation.", _ERROR, _json("Explanation")),
         **{status: _LOG_RESPONSES[status] for status in ("400", "401", "500", "503")},
     }
     itself = {"200": _response("This description.", _LENGTH, {"application/json": {"schema": {"type": "object"}}})}

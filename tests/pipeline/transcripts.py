@@ -170,6 +170,8 @@ def _body(step: Step, body: bytes, known: Correspondence, headers: Mapping[str, 
         end = headers.get("electric-offset", "")
         has_data = "live=true" in step.ask and headers.get("electric-has-data") == "true"
         yield from _items(step.answer, json.loads(body), known, end, has_data)
+    elif "electric-snapshot" in step.fields:
+        yield from _subset(step.answer, json.loads(body), "order_by" in step.ask + (step.body or ""))
     elif step.answer is not None:
         if json.loads(body) != step.answer:
             yield f"body: {body.decode()} for {json.dumps(step.answer, ensure_ascii=False)}"
@@ -181,6 +183,23 @@ def _data(stream: str) -> list[Any]:
     """The messages of a stream of events, without the comments."""
     events = [event for event in stream.split("\n\n") if event and not event.startswith(":")]
     return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def _subset(theirs: Any, ours: Any, is_ordered: bool) -> Iterator[str]:
+    metadata = ours["metadata"]
+    mark = metadata.get("snapshot_mark")
+    if metadata.keys() != theirs["metadata"].keys() or not isinstance(mark, int):
+        yield f"metadata: {metadata}"
+    if not all(isinstance(metadata.get(name), str) for name in ("database_lsn", "xmin", "xmax")):
+        yield f"metadata: {metadata}"
+    their_rows, our_rows = (
+        [{**row, "headers": {**row["headers"], "snapshot_mark": mark}} for row in theirs["data"]],
+        ours["data"],
+    )
+    if not is_ordered:
+        their_rows, our_rows = sorted(their_rows, key=_key), sorted(our_rows, key=_key)
+    if their_rows != our_rows:
+        yield f"rows: {json.dumps(our_rows)} for {json.dumps(their_rows)}"
 
 
 def _items(theirs: list[Any], ours: list[Any], known: Correspondence, end: str, live: bool) -> Iterator[str]:
