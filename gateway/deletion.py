@@ -35,7 +35,8 @@ class Deletion:
             if isinstance(found, Unavailable):
                 return _unavailable(found)
             if isinstance(found, Refusal):
-                return response.refused(found, "write")
+                # 409: it ended while it was being made, perhaps by another DELETE.
+                return _missing() if found.status == 409 else response.refused(found, "write")
             shape = found
             if shape is None:
                 return _missing()

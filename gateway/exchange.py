@@ -49,6 +49,10 @@ _SAFE = re.compile(r"[\x20-\x7e]+")
 """What may be echoed in a header."""
 
 
+_UPGRADE = re.compile(rb"\r\nu(?=pgrade[ \t]*:)", re.IGNORECASE)
+"""A header that asks for another protocol. Nobody is given one, but aiohttp would take what follows such a request, its
+body first, for that protocol."""
+
 LINGER: Final = 2.0
 """Seconds for which what a refused client still sends is taken and dropped. The kernel answers data that nobody reads
 with a reset, which can overtake the answer and even take it away again."""
@@ -89,7 +93,8 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Hand it to the parser, unless the client was refused."""
         if self._ended is None:
-            super().data_received(data)
+            # Of the same length, since a body may look like it. One that is cut by a packet's end ends the connection.
+            super().data_received(_UPGRADE.sub(b"\r\nx", data))
 
     def eof_received(self) -> None:
         """The client sends no more."""
@@ -170,7 +175,7 @@ class Exchange:
         the longest a client may take for a slice, in seconds."""
         self._request = request
         self._stays_open = stays_open
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and "upgrade" not in request.headers
         self._send_timeout = send_timeout
         self._chunked = False
         self._slices = False

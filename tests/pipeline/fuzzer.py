@@ -191,7 +191,9 @@ class Fuzzer:
                     with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                         await sender
         except Fault as error:
-            error.add_note(f"on the connection: {[request.raw[:600] for request in plan]}")
+            error.add_note(
+                f"on the connection: {[request.raw[:300] + b' ... ' + request.raw[-500:] for request in plan]}"
+            )
             raise
         except TimeoutError:
             raise Fault(f"no answer within {HANG_SECONDS} s: {manner} {[each.raw[:500] for each in plan]}") from None
@@ -412,6 +414,9 @@ class Fuzzer:
             b"Accept: text/event-stream",
             b"Connection: close",
             b"Connection: keep-alive",
+            b"Connection: Upgrade\r\nUpgrade: websocket",
+            b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+            b"Expect: 100-continue",
             b"Range: bytes=0-1",
             b"Cookie: " + b"c" * 5_000,
             b"Access-Control-Request-Headers: traceparent, x-foo",

@@ -246,6 +246,25 @@ async def test_pipelined_requests_are_answered_in_order(world: Cluster) -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+@pytest.mark.parametrize("cut", [0, 30, 52, 60])
+async def test_nobody_is_given_another_protocol(world: Cluster, protocol: str, cut: int) -> None:
+    """Java's client asks for HTTP/2 with each request, `curl --http2` too; the body may come in the same packet."""
+    asked = (
+        f"POST /nope HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUPGRADE: {protocol}\r\nContent-Length: 3\r\n\r\nabc"
+        "GET /nope HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.settings.port)
+    writer.write(asked[:cut])
+    await asyncio.sleep(0.05)
+    writer.write(asked[cut:])
+    async with asyncio.timeout(20):
+        answers = await reader.read()
+    # A header that is cut in the middle is not noticed in time: then the connection ends.
+    assert answers.count(b"HTTP/1.1 404") == (1 if cut == 52 else 2)
+    writer.close()
+
+
 async def test_health_says_what_is_wrong(world: Cluster) -> None:
     world.state, world.reason = "waiting", "another instance holds the lock"
     waiting = await world.until_health(202)
@@ -329,6 +348,12 @@ async def test_delete_by_table_and_by_handle(world: Cluster) -> None:
         assert (gone.status, gone.items) == (404, {"message": "No existing shape found"})
         assert gone.headers["cache-control"] == "no-cache"
         assert "surrogate-control" not in gone.headers
+
+
+async def test_a_shape_that_ends_while_it_is_made_is_not_there_to_be_deleted(world: Cluster) -> None:
+    world.worker.refusal = refuse(409, b"")
+    answer = await world.ask("/v1/shape?table=items", "DELETE")
+    assert (answer.status, answer.raw) == (404, b'{"message":"No existing shape found"}')
 
 
 async def test_delete_checks_what_it_is_told(world: Cluster) -> None:
