@@ -14,13 +14,10 @@ from openapi_spec_validator import validate
 
 from gateway import openapi, shapes
 from gateway.query_string import Value
-from gateway.request import parse_delete_query, parse_log_query
+from gateway.request import parse_delete_query, parse_explain_query, parse_log_query
 from tests.unit.gateway.cluster import Cluster, Response, cluster, entry, refuse
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
-COMING: Final = {"/v1/explain"}
-"""Paths that are described already, while their handlers are being built."""
 
 SUBSET: Final = {name for name in openapi.PARAMETERS if name.startswith("subset__")}
 """Parameters that the gateway looks for by their prefix."""
@@ -70,9 +67,9 @@ def operation(method: str, path: str) -> Any:
     return DOCUMENT["paths"].get(path, {}).get(method.lower())
 
 
-def parameters_of(method: str) -> set[str]:
-    """The names of the query parameters of ``/v1/shape``."""
-    described = operation(method, "/v1/shape")["parameters"]
+def parameters_of(method: str, path: str = "/v1/shape") -> set[str]:
+    """The names of the query parameters."""
+    described = operation(method, path)["parameters"]
     return {each["$ref"].rpartition("/")[2] for each in described if "$ref" in each}
 
 
@@ -90,7 +87,7 @@ async def test_it_is_served_to_everybody(world: Cluster) -> None:
 
 
 async def test_it_has_all_routes(world: Cluster) -> None:
-    for path in {*DOCUMENT["paths"], "/v1", "/v1/nope", "/openapi", "/metrics", "/v1/shape/x"} - COMING:
+    for path in {*DOCUMENT["paths"], "/v1", "/v1/nope", "/openapi", "/metrics", "/v1/shape/x"}:
         for method in METHODS:
             answer = await world.ask(path, method, headers="Content-Length: 0\r\n" if method == "POST" else "")
             assert (answer.status != 404) == (operation(method, path) is not None), (method, path)
@@ -106,6 +103,9 @@ def test_it_has_all_parameters() -> None:
     deletion = Watched(table="items", handle="1-1", where="id = $1", params={"1": "1"})
     parse_delete_query(deletion)
     assert parameters_of("DELETE") == deletion.names | {"secret", "api_secret"}
+    explanation = Watched(table="items", where="id = $1", params={"1": "1"})
+    parse_explain_query(explanation)
+    assert parameters_of("GET", "/v1/explain") == explanation.names | {"secret", "api_secret"}
 
 
 async def test_it_has_all_headers_of_all_answers(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +141,9 @@ async def test_it_has_all_headers_of_all_answers(world: Cluster, monkeypatch: py
         # The reference has no CORS headers, and no content-type, on a 401.
         async with cluster(secret="s3cret", insecure=False) as closed:
             await look(method, f"{query}&offset=-1", of=closed)
+            await look(method, "/v1/explain?table=items", of=closed)
+        await look(method, "/v1/explain?table=items")
+        await look(method, "/v1/explain")
     waiting = asyncio.create_task(look("GET", f"{resumed}0_inf&live=true"))
     await asyncio.sleep(0.1)
     world.worker.commit(shape, 5, entry(0))
