@@ -165,8 +165,8 @@ class Exchange:
         "_stays_open",
         "cors_methods",
         "head_only",
-        "is_post",
         "id",
+        "is_post",
         "started",
     )
 

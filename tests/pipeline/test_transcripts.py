@@ -47,13 +47,8 @@ class Difference(NamedTuple):
 
 
 PENDING: Final = {
-    "15": "subset snapshots",
-    "16": "subset snapshots",
     "29": "subqueries",
     "30": "subqueries",
-    "45": "admission control",
-    "18 handle with POST": "POST",
-    "31 POST": "POST",
 }
 """Transcripts, or steps of one, that are not replayed: a part of the product is being built. Take a line out
 to switch it on."""
