@@ -192,9 +192,7 @@ class App:
             post = request.method == "POST"
             parsed = _parse(merged(query, await read_body(request))) if post else _parse_text(text)
         except BadBody as bad:
-            # Of a body that is too large the rest is still to come.
-            exchange.close()
-            await exchange.answer(bad.answer)
+            await (exchange.answer if bad.is_whole else exchange.refuse)(bad.answer)
         except InvalidRequest as invalid:
             await exchange.answer(response.invalid(invalid.errors))
         else:

@@ -29,8 +29,10 @@ _decode = msgspec.json.Decoder(float_hook=str).decode
 class BadBody(Exception):
     """The body cannot be used. Its answer lacks the cache headers of other answers to a POST (http-api.md 21)."""
 
-    def __init__(self, status: int, error: str, details: str = "") -> None:
+    def __init__(self, status: int, error: str, details: str = "", *, is_whole: bool = False) -> None:
+        """``is_whole``: it has been read to its end, so another request may follow it."""
         super().__init__(error)
+        self.is_whole = is_whole
         body = {"error": error} | ({"details": details} if details else {})
         self.answer = Answer(status, JSON, orjson.dumps(body))
 
@@ -67,9 +69,9 @@ def merged(query: Mapping[str, Value], body: bytes) -> dict[str, Value]:
     try:
         given = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadBody(400, "Invalid JSON in request body", str(error)) from None
+        raise BadBody(400, "Invalid JSON in request body", str(error), is_whole=True) from None
     if not isinstance(given, dict):
-        raise BadBody(400, "Request body must be a JSON object")
+        raise BadBody(400, "Request body must be a JSON object", is_whole=True)
     subset = given.get("subset")
     if isinstance(subset, dict):
         del given["subset"]

@@ -283,9 +283,13 @@ class Exchange:
         if self._chunked:
             await self._write(b"0\r\n\r\n")
 
-    def close(self) -> None:
-        """Let the answer be the last one of its connection."""
+    async def refuse(self, answer: Answer) -> None:
+        """Answer a request of which more may come, and let that be the last answer of its connection."""
         self._keep_alive = False
+        await self.answer(answer)
+        connection = self._request.protocol
+        assert isinstance(connection, Connection)
+        await connection.linger()
 
     def abort(self) -> None:
         """Cut the connection so that the client cannot take what it has for the whole (engine.md INV-22)."""

@@ -31,6 +31,7 @@ _DESCRIPTIONS: Final[Mapping[str, str]] = {
     "access-control-max-age": "Seconds for which a pre-flight holds.",
     "cache-control": "How long caches may keep the answer. Answers of shapes are made to be cached.",
     "connection": "`close` if the connection ends with this answer.",
+    "content-encoding": "`zstd` or `gzip` where the body is compressed.",
     "content-length": "Length of the body in bytes; absent where the body is streamed.",
     "content-type": "The type of the body.",
     "date": "When the answer was made.",
@@ -253,7 +254,14 @@ def _json(schema: str) -> Json:
 _LENGTH: Final = ("cache-control", "content-length", "content-type")
 _ERROR: Final = (*_LENGTH, "surrogate-control")
 _STREAMED: Final = ("content-length", "content-type", "transfer-encoding")
-_ANSWER: Final = (*LOG_HEADERS, *_STREAMED, "electric-cursor", "electric-schema", "electric-up-to-date")
+_ANSWER: Final = (
+    *LOG_HEADERS,
+    *_STREAMED,
+    "content-encoding",
+    "electric-cursor",
+    "electric-schema",
+    "electric-up-to-date",
+)
 
 _INVALID: Final = _response("The request is not valid.", _ERROR, _json("InvalidRequest"))
 _UNAUTHORIZED: Final = _response(

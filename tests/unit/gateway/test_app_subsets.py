@@ -192,3 +192,13 @@ async def test_a_shape_that_is_gone_is_a_conflict(world: Cluster) -> None:
     busy = await world.get(QUERY)
     assert (busy.status, busy.headers["retry-after"]) == (503, "7")
     assert busy.headers["electric-internal-known-error"] == "true"
+
+
+async def test_a_body_that_is_no_json_costs_its_sender_nothing_but_the_answer(world: Cluster) -> None:
+    body = b"{bad"
+    head = f"POST /v1/shape?table=items&offset=-1 HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+    stream = await world.open("/v1/shape?table=items&offset=now")
+    stream.writer.write(head.encode() + body + b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    statuses = [(await stream.response()).status for _ in range(3)]
+    stream.close()
+    assert statuses == [200, 400, 200]

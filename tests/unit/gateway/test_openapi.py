@@ -25,6 +25,7 @@ SUBSET: Final = {name for name in openapi.PARAMETERS if name.startswith("subset_
 RARE: Final = {
     "connection",
     "transfer-encoding",
+    "content-encoding",
     "content-length",
     "electric-snapshot",
     "electric-internal-known-error",
