@@ -1,0 +1,73 @@
+"""All packages at once through load, refetch, restart and crashes, compared with Postgres at rest (http-api.md 32)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.clients import traffic
+from tests.clients.lineup import NO_HANDLE_YET, Lineup, Way
+from tests.clients.traffic import Traffic
+from tests.pipeline.fixtures import StartStack
+from tests.pipeline.stack import Stack
+
+pytestmark = pytest.mark.timeout(900)
+
+SMALL_CHUNKS = {"ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD": "10000"}
+
+
+async def _line_up(lineup: Lineup) -> None:
+    await lineup.add_client("notes", Way("current"))
+    await lineup.add_client("notes", Way("current"), "n < 25")
+    await lineup.add_client("notes", Way("old"))
+    await lineup.add_client("checking", Way("old"), "id % 2 = 0 OR id >= 1000000")
+    await lineup.add_react("notes")
+    await lineup.add_react("savings")
+    await lineup.add_collection("notes")
+    await lineup.add_collection("checking")
+    await lineup.add_multi(transactional=False)
+    await lineup.add_pglite()
+
+
+async def _story(lineup: Lineup, stack: Stack, seed: int, seconds: float) -> None:
+    """Load; TRUNCATE under load; a restart with changes meanwhile; `kill -9` of everything under load."""
+    await lineup.rest()
+    async with Traffic(lineup.database, seed):
+        await asyncio.sleep(seconds)
+    await lineup.rest()
+    await lineup.check(refetches=0)
+
+    async with Traffic(lineup.database, seed + 1):
+        await asyncio.sleep(seconds / 2)
+        await traffic.run(lineup.database, "TRUNCATE notes, checking, savings")
+        await asyncio.sleep(seconds / 2)
+    await lineup.rest()
+    await lineup.check(warnings=[NO_HANDLE_YET])
+    before = {subject.title: (await subject.state()).get("refetches") for subject in lineup.subjects}
+
+    await stack.stop()
+    async with Traffic(lineup.database, seed + 2):
+        await asyncio.sleep(seconds / 2)
+    stack.start()
+    await lineup.rest()
+    async with Traffic(lineup.database, seed + 3):
+        await asyncio.sleep(seconds / 2)
+        stack.kill9("ingester", *stack.workers, *stack.gateways)
+        await asyncio.sleep(seconds / 2)
+    await lineup.rest()
+    await lineup.check(warnings=[NO_HANDLE_YET])
+    after = {subject.title: (await subject.state()).get("refetches") for subject in lineup.subjects}
+    assert before == after, "a restart made packages fetch anew"
+
+
+@pytest.mark.parametrize("chunks", [pytest.param({}, id="default"), pytest.param(SMALL_CHUNKS, id="small")])
+async def test_all_packages_hold_what_postgres_says(
+    database: str, start_stack: StartStack, tmp_path: Path, seed: int, chunks: dict[str, str]
+) -> None:
+    await traffic.create(database)
+    stack = await start_stack(database, workers=2, environment=chunks)
+    async with Lineup(stack.url, database, tmp_path) as lineup:
+        await _line_up(lineup)
+        await _story(lineup, stack, seed, 2)
