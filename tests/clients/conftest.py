@@ -25,6 +25,8 @@ SUITE = {
     "ELECTRIC_CACHE_MAX_AGE": "1",
     "ELECTRIC_CACHE_STALE_AGE": "3",
     "ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD": "10000",
+    # Names of slots are the server's; other tests have stacks on it, too.
+    "ELECTRIC_REPLICATION_STREAM_ID": "standing",
     # So that a table that was dropped and made again is noticed although nobody writes to it.
     "ELECTRIC_TWEAKS_PUBLICATION_REFRESH_PERIOD": "1s",
 }

@@ -75,11 +75,14 @@ class Lineup:
     ) -> Driver:
         """Opens a `Shape` under a name in the client's driver.
 
-        `place`: handle and offset to go on from; `retry`: what the stream is told to do after an error.
+        `place`: handle and offset to go on from; `retry`: what the stream is told to do after an error. Streams of
+        events go on from the first change of their last transaction, so they may see the others twice.
         """
         driver = await self.driver("client")
         options = self.options(table, sse=way.sse, **params) | dict(place or {})
-        await driver.call("open", name=name, package=way.package, options=options, strict=place is None, retry=retry)
+        await driver.call(
+            "open", name=name, package=way.package, options=options, strict=place is None and not way.sse, retry=retry
+        )
         return driver
 
     async def add_client(self, table: str, way: Way, where: str | None = None) -> Subject:
@@ -106,11 +109,11 @@ class Lineup:
         self._add(driver, table, {"name": name})
 
     async def add_collection(self, table: str, mode: str = "eager", *, sse: bool = False) -> None:
-        """A TanStack DB collection; in on-demand mode a live query over all of it asks for the rows."""
+        """A TanStack DB collection; unless it is eager, a live query over all of it asks for rows."""
         driver = await self.driver("tanstack")
         name = f"{table} {mode} {'sse' if sse else 'long-poll'}"
         await driver.call("open", name=name, syncMode=mode, options=self.options(table, sse=sse))
-        if mode == "on-demand":
+        if mode != "eager":
             await driver.call("query", name=f"all {name}", over=name)
         self._add(driver, table, {"name": name})
 
@@ -122,6 +125,10 @@ class Lineup:
         await driver.call("sync", name=method, shapes=shapes, initialInsertMethod=method)
         for table in tables:
             self._add(driver, table, {"name": method, "table": table})
+
+    def leave(self, kind: str) -> None:
+        """Subjects with this in their titles go on, but are not looked at any more."""
+        self.subjects = [subject for subject in self.subjects if kind not in subject.title]
 
     async def rest(self) -> None:
         """When nobody writes any more: every subject holds what Postgres has."""

@@ -18,17 +18,21 @@ pytestmark = pytest.mark.timeout(900)
 SMALL_CHUNKS = {"ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD": "10000"}
 
 
-async def _line_up(lineup: Lineup) -> None:
+async def _line_up(lineup: Lineup, *, pglite: bool) -> None:
     await lineup.add_client("notes", Way("current"))
     await lineup.add_client("notes", Way("current"), "n < 25")
     await lineup.add_client("notes", Way("old"))
+    await lineup.add_client("notes", Way("current", sse=True))
+    await lineup.add_client("notes", Way("old", sse=True))
+    await lineup.add_client("checking", Way("current", sse=True), "amount > 900 OR id >= 1000000")
     await lineup.add_client("checking", Way("old"), "id % 2 = 0 OR id >= 1000000")
     await lineup.add_react("notes")
-    await lineup.add_react("savings")
+    await lineup.add_react("savings", sse=True)
     await lineup.add_collection("notes")
-    await lineup.add_collection("checking")
+    await lineup.add_collection("checking", sse=True)
     await lineup.add_multi(transactional=False)
-    await lineup.add_pglite()
+    if pglite:
+        await lineup.add_pglite()
 
 
 async def _story(lineup: Lineup, stack: Stack, seed: int, seconds: float) -> None:
@@ -52,6 +56,8 @@ async def _story(lineup: Lineup, stack: Stack, seed: int, seconds: float) -> Non
         await asyncio.sleep(seconds / 2)
     stack.start()
     await lineup.rest()
+    # Version 1.0 gives up when events break off.
+    lineup.leave("old_sse")
     async with Traffic(lineup.database, seed + 3):
         await asyncio.sleep(seconds / 2)
         stack.kill9("ingester", *stack.workers, *stack.gateways)
@@ -59,15 +65,18 @@ async def _story(lineup: Lineup, stack: Stack, seed: int, seconds: float) -> Non
     await lineup.rest()
     await lineup.check(warnings=[NO_HANDLE_YET])
     after = {subject.title: (await subject.state()).get("refetches") for subject in lineup.subjects}
-    assert before == after, "a restart made packages fetch anew"
+    assert after.items() <= before.items(), "a restart made packages fetch anew"
 
 
-@pytest.mark.parametrize("chunks", [pytest.param({}, id="default"), pytest.param(SMALL_CHUNKS, id="small")])
+@pytest.mark.parametrize(
+    "chunks", [pytest.param({}, id="default", marks=pytest.mark.faults), pytest.param(SMALL_CHUNKS, id="small")]
+)
 async def test_all_packages_hold_what_postgres_says(
     database: str, start_stack: StartStack, tmp_path: Path, seed: int, chunks: dict[str, str]
 ) -> None:
     await traffic.create(database)
     stack = await start_stack(database, workers=2, environment=chunks)
     async with Lineup(stack.url, database, tmp_path) as lineup:
-        await _line_up(lineup)
-        await _story(lineup, stack, seed, 2)
+        # PGlite's client stops for good with small chunks: test_transfers.py says when.
+        await _line_up(lineup, pglite=not chunks)
+        await _story(lineup, stack, seed, seconds=2)

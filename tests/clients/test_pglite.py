@@ -10,7 +10,8 @@ from tests.clients import traffic
 from tests.clients.lineup import NO_HANDLE_YET, Lineup
 from tests.clients.subject import Subject
 
-pytestmark = pytest.mark.timeout(300)
+# A database takes seconds to be made; one is in `test_transfers.py`.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.faults]
 
 
 # No bigint: filled by JSON, PGlite's client cannot write one down.
@@ -19,7 +20,6 @@ INSERT INTO {0} SELECT i, CASE i % 4 WHEN 0 THEN NULL WHEN 1 THEN 'a,"b' WHEN 2 
   i / 8.0, i % 2 = 0 FROM generate_series(1, 300) i"""
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("method", ["insert", "json", "csv"])
 async def test_each_way_to_fill_a_table(lineup: Lineup, method: str) -> None:
     """The first rows come in their own way, all later changes as statements."""

@@ -3,6 +3,10 @@ import * as current from "@electric-sql/client"
 import * as old from "electric-client-1.0"
 import { Subjects, noted, parser, serve, textual } from "./channel.mjs"
 
+// Version 1.0 reads events by a package that knows browsers only.
+globalThis.window = globalThis
+globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} }
+
 const packages = { current, old }
 const subjects = new Subjects()
 
@@ -59,6 +63,7 @@ serve({
     const stream = new ShapeStream({
       parser,
       fetchClient: noted,
+      warnOnHttp: false,
       signal: ending.signal,
       ...options,
       onError: (error) => {

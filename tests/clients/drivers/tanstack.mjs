@@ -1,5 +1,5 @@
 // TanStack DB collections that Electric fills, and live queries over them.
-import { createCollection, createLiveQueryCollection, eq, gt, inArray } from "@tanstack/db"
+import { BTreeIndex, createCollection, createLiveQueryCollection, eq, gt, inArray } from "@tanstack/db"
 import { electricCollectionOptions } from "@tanstack/electric-db-collection"
 import { Subjects, ask, noted, parser, serve, textual } from "./channel.mjs"
 
@@ -19,6 +19,9 @@ serve({
       electricCollectionOptions({
         id: name,
         syncMode,
+        // Ordered queries with a limit then ask for rows piece by piece.
+        autoIndex: "eager",
+        defaultIndexType: BTreeIndex,
         getKey: (row) => String(row.id),
         shapeOptions: {
           parser,
@@ -33,7 +36,7 @@ serve({
         onDelete: write,
       }),
     )
-    if (syncMode !== "on-demand") collection.preload().catch((error) => errors.push({ message: String(error) }))
+    if (syncMode === "eager") collection.preload().catch((error) => errors.push({ message: String(error) }))
     subjects.add(name, { collection, errors })
   },
   /** A live query `name` over a collection: {"where": [["gt", column, value], …], "orderBy": column, "limit": n}. */
@@ -45,6 +48,8 @@ serve({
       if (orderBy) query = query.orderBy(({ row }) => row[orderBy], "asc")
       return limit ? query.limit(limit) : query
     })
+    // What nobody looks at is cleaned up after five seconds.
+    live.subscribeChanges(() => {})
     await live.preload()
     subjects.add(name, { collection: live, errors: [] })
   },
