@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from common.process import dying_with_this_process
 
 DIRECTORY: Final = Path(__file__).resolve().parent
-HANG_SECONDS: Final = 180.0
+HANG_SECONDS: Final = 120.0
 _LINE_BYTES: Final = 1 << 28
 
 Answer = Callable[[dict[str, Any]], Awaitable[Any]]

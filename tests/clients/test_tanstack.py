@@ -12,7 +12,7 @@ from psycopg import sql
 
 from tests.clients import traffic
 from tests.clients.driver import Driver, DriverError
-from tests.clients.lineup import Lineup
+from tests.clients.lineup import NO_HANDLE_YET, Lineup
 from tests.clients.subject import Subject
 
 pytestmark = pytest.mark.timeout(300)
@@ -104,3 +104,41 @@ async def test_transactions_are_waited_for_by_their_id(lineup: Lineup) -> None:
     with pytest.raises(DriverError, match="Timeout waiting for txId"):
         await tanstack.call("awaitTxId", name=name, txid=not_here, timeout=500)
     await lineup.check()
+
+
+@pytest.mark.parametrize("sse", [False, True], ids=["long-poll", "sse"])
+@pytest.mark.parametrize("mode", ["on-demand", "progressive"])
+async def test_queries_get_the_rows_they_ask_for(lineup: Lineup, mode: str, sse: bool) -> None:
+    table = f"asked_{mode.replace('-', '_')}_{sse}".lower()
+    await _fill(lineup, table)
+    tanstack = await lineup.driver("tanstack")
+    await tanstack.call("open", name=table, syncMode=mode, options=lineup.options(table, sse=sse))
+    await tanstack.call("query", name="low", over=table, where=[["gt", "id", 10], ["eq", "n", 3]])
+    await tanstack.call("query", name="some", over=table, where=[["in", "id", [1, 2, 999]]])
+    await tanstack.call("query", name="first", over=table, orderBy="id", limit=7)
+    low = Subject(tanstack, table, {"name": "low"}, where="id > 10 AND n = 3")
+    some = Subject(tanstack, table, {"name": "some"}, where="id IN (1, 2, 999)")
+    first = Subject(tanstack, table, {"name": "first"}, where=f"id IN (SELECT id FROM {table} ORDER BY id LIMIT 7)")
+    for subject in (low, some, first):
+        await subject.settle(lineup.database)
+    if mode == "on-demand":
+        held = (await tanstack.call("state", name=table))["size"]
+        assert held < 40, f"{held} rows were loaded, and only those of three queries were asked for"
+    await traffic.run(
+        lineup.database,
+        f"UPDATE {table} SET v = 'changed' WHERE id IN (2, 3, 13)",
+        f"UPDATE {table} SET n = 4 WHERE id = 23; DELETE FROM {table} WHERE id = 33",
+        f"INSERT INTO {table} VALUES (999, 'new', 3); DELETE FROM {table} WHERE id = 5",
+    )
+    for subject in (low, some, first):
+        await subject.settle(lineup.database)
+    await lineup.check()
+
+
+async def test_what_was_loaded_is_loaded_again_after_a_refetch(lineup: Lineup) -> None:
+    await _fill(lineup, "truncated")
+    await lineup.add_collection("truncated", "on-demand")
+    await lineup.subjects[0].settle(lineup.database)
+    await traffic.run(lineup.database, "TRUNCATE truncated; INSERT INTO truncated VALUES (1, 'anew'), (2, 'anew')")
+    await lineup.subjects[0].settle(lineup.database)
+    await lineup.check(warnings=[NO_HANDLE_YET])
