@@ -314,7 +314,7 @@ async def test_a_stream_that_the_client_has_is_not_sent_again(world: Cluster) ->
     events = await opened(world, shape, "0_inf", headers=f'if-none-match: "{shape.handle}:0_inf:500_0"\r\n')
     assert events.status == 304
     assert events.headers["cache-control"] == "public, max-age=59"
-    assert "content-type" not in events.headers
+    assert events.headers["content-type"] == "text/event-stream"
 
 
 async def test_an_offset_beyond_the_log_is_a_silent_stream() -> None:
