@@ -73,9 +73,6 @@ DIFFERENCES: Final = (
     Difference("Database unreachable", "49", "health", "body: .*"),
     Difference("Bodies that are no JSON object", "16", "invalid json", "body: .*Invalid JSON in request body"),
     Difference(
-        "Bodies that are no JSON object", "16", "invalid json|json array", r"headers missing: \[\], added: \['conn"
-    ),
-    Difference(
         "Server-sent events",
         "17|41",
         "SSE starting behind.*|experimental_live_sse|live SSE from behind",
