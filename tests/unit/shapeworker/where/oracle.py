@@ -99,6 +99,14 @@ class Oracle:
         value: str = row[0]
         return value
 
+    def plans(self, condition: str) -> bool:
+        """Whether Postgres gets as far as looking at a row, rather than failing over the constants."""
+        try:
+            self.connection.execute(f"EXPLAIN SELECT FROM public.t WHERE ({condition}\n)".encode())
+        except psycopg.Error:
+            return False
+        return True
+
     def fill(self, rows: Iterable[dict[str, str | None]]) -> None:
         """Replaces the rows by these, given as literals by column; columns that are missing are NULL."""
         self.connection.execute("DELETE FROM public.t")

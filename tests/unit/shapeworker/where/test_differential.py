@@ -70,7 +70,8 @@ def compare(oracle: Oracle, random: Random, depth: int) -> Counter[str]:
         for place, row_ in enumerate(oracle.rows):
             client, snapshot = verdicts[number][place], verdicts[len(accepted) + number][place]
             counts[client.partition(":")[0]] += 1
-            if not agree(filter_, row_, client, snapshot):
+            # Where constants fail, Postgres has no verdict on any row, even if others have decided here already.
+            if not agree(filter_, row_, client, snapshot) and oracle.plans(text):
                 values = {column.name: row_[column.position] for column in COLUMNS if column.name in filter_.columns}
                 pytest.fail(f"{text}\nof {values}: Postgres says {client}, and {snapshot} to {filter_.canonical}")
     return counts
