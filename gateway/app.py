@@ -21,6 +21,7 @@ from gateway.deletion import Deletion
 from gateway.delivery import Delivery
 from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
 from gateway.query_string import Value, parse_query, parse_target
+from gateway.reception import Reception, declined
 from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_explain_query, parse_log_query
 from gateway.response import Answer
 from gateway.service import Service
@@ -95,6 +96,7 @@ class App:
         shapes: Shapes,
         admission: Admission,
         checks: Checks,
+        reception: Reception,
         delivery: Delivery,
         subsets: SubsetDelivery,
         deletion: Deletion,
@@ -108,6 +110,7 @@ class App:
         self._shapes = shapes
         self._admission = admission
         self._checks = checks
+        self._reception = reception
         self._delivery = delivery
         self._subsets = subsets
         self._deletion = deletion
@@ -202,10 +205,14 @@ class App:
         refused = await self._checks.refusal(query, subset)
         if refused is not None:
             await exchange.answer(refused)
-        elif subset is None:
-            await self._delivery.run(exchange, query, ticket)
+            return
+        shape = await self._reception.shape(exchange, query, ticket)
+        if shape is None:
+            return
+        if subset is None:
+            await self._delivery.run(exchange, query, shape)
         else:
-            await self._subsets.run(exchange, query, subset, ticket)
+            await self._subsets.run(exchange, query, subset, shape)
 
     def _budget(self, handle: Value | None) -> Budget:
         """Which budget a request counts against; of all it says, only its handle matters (http-api.md 28.2)."""
@@ -220,7 +227,7 @@ class App:
             return response.invalid(invalid.errors)
         said = await self._shapes.explain(request)
         if isinstance(said, Unavailable):
-            return response.failure(503, said.message, retry_after=said.retry_after)
+            return declined(said)
         if isinstance(said, Refusal):
             return response.refused(said)
         return Answer(200, {**response.NO_STORE, **response.JSON}, said.body)
@@ -228,7 +235,7 @@ class App:
     async def _delete(self, query: Mapping[str, Value]) -> Answer:
         unavailable = await self._shapes.await_active()
         if unavailable is not None:
-            return response.failure(503, unavailable.message, "write", unavailable.retry_after)
+            return declined(unavailable, "write")
         if not self._allow_delete:
             return response.failure(405, NO_DELETE, "write")
         try:

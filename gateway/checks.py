@@ -8,7 +8,7 @@ from typing import Final
 from common.messages import Check, Refusal
 from common.shape import ShapeRequest, partition_of
 from common.subset import SubsetRequest
-from gateway import response
+from gateway.reception import declined
 from gateway.request import LogQuery
 from gateway.response import Answer
 from gateway.shapes import Shapes, Unavailable
@@ -37,10 +37,8 @@ class Checks:
         reply = await self._shapes.ask_partition(
             lambda total: partition_of(query.shape.hash(), total), lambda id: Check(id, query.sent, asked)
         )
-        if isinstance(reply, Unavailable):
-            return response.failure(503, reply.message, retry_after=reply.retry_after)
-        if isinstance(reply, Refusal):
-            return response.refused(reply)
+        if isinstance(reply, Refusal | Unavailable):
+            return declined(reply)
         if queryable is not None:
             self._fit[query.shape, queryable] = None
             if len(self._fit) > MAX_REMEMBERED:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from common.messages import Delete, Done, Refusal, Reply
 from common.shape import partition_of_handle
 from gateway import response
+from gateway.reception import declined
 from gateway.request import DeleteQuery
 from gateway.response import Answer
 from gateway.shapes import Shape, Shapes, Unavailable
@@ -33,10 +34,10 @@ class Deletion:
         if query.shape is not None:
             found = await self._shapes.find(query.shape)
             if isinstance(found, Unavailable):
-                return _unavailable(found)
+                return declined(found, "write")
             if isinstance(found, Refusal):
                 # 409: it ended while it was being made, perhaps by another DELETE.
-                return _missing() if found.status == 409 else response.refused(found, "write")
+                return _missing() if found.status == 409 else declined(found, "write")
             shape = found
             if shape is None:
                 return _missing()
@@ -45,10 +46,8 @@ class Deletion:
             handle = shape.handle
         assert handle is not None
         reply = await self._delete(handle)
-        if isinstance(reply, Unavailable):
-            return _unavailable(reply)
-        if isinstance(reply, Refusal):
-            return response.refused(reply, "write")
+        if isinstance(reply, Refusal | Unavailable):
+            return declined(reply, "write")
         if shape is not None:
             self._shapes.forget(shape)
         if not isinstance(reply, Done):
@@ -66,7 +65,3 @@ class Deletion:
 
 def _missing() -> Answer:
     return response.failure(404, "No existing shape found", "write")
-
-
-def _unavailable(why: Unavailable) -> Answer:
-    return response.failure(503, why.message, "write", why.retry_after)

@@ -10,19 +10,18 @@ from contextlib import aclosing, closing
 import msgspec
 
 from common.lsn import SNAPSHOT_END, Offset
-from common.messages import Refusal
 from common.shapelog.layout import DamagedLog
 from common.shapelog.reader import ShapeReader
 from gateway import log, response
-from gateway.admission import Ticket
 from gateway.compression import LEAST, Coding, Compression, coded_tag, negotiate
 from gateway.exchange import Exchange
 from gateway.live import Expired, Gone, Live
 from gateway.log import Position, SnapshotStalled
 from gateway.progress import Progress
+from gateway.reception import Reception
 from gateway.request import LogQuery
 from gateway.response import Answer, CachePolicy
-from gateway.shapes import Shape, ShapeGone, Shapes, Unavailable
+from gateway.shapes import Shape, ShapeGone
 from gateway.sse import EventStreams
 
 
@@ -105,7 +104,7 @@ class Delivery:
 
     def __init__(
         self,
-        shapes: Shapes,
+        reception: Reception,
         live: Live[Shape],
         answers: LiveAnswers,
         policy: Policy,
@@ -113,7 +112,7 @@ class Delivery:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` tells Unix time, for cursors. Without ``compression`` all bodies go as they are."""
-        self._shapes = shapes
+        self._reception = reception
         self._live = live
         self._answers = answers
         self._policy = policy
@@ -121,25 +120,13 @@ class Delivery:
         self._clock = clock
         self._events = EventStreams(live, policy.long_poll_ms / 1000)
 
-    async def run(self, exchange: Exchange, query: LogQuery, ticket: Ticket) -> None:
-        """Answer one request that was let in. Raises ``ConnectionError`` when the client is gone."""
-        found = await self._shapes.obtain(query.shape, query.sent)
-        if isinstance(found, Refusal):
-            return await exchange.answer(response.refused(found))
-        if isinstance(found, Unavailable):
-            return await exchange.answer(response.failure(503, found.message, retry_after=found.retry_after))
-        ticket.found()
-        if query.resumes and query.handle != found.handle:
-            return await exchange.answer(response.conflict(found.handle))
+    async def run(self, exchange: Exchange, query: LogQuery, shape: Shape) -> None:
+        """Answer one request for this shape. Raises ``ConnectionError`` when the client is gone."""
         try:
-            with found as reader:
-                await self._serve(exchange, query, found, reader)
+            with shape as reader:
+                await self._serve(exchange, query, shape, reader)
         except (ShapeGone, DamagedLog, FileNotFoundError) as error:
-            # Files go away under a reader when their shape ends; of a shape that lives none may be missing or wrong.
-            if found.lives():
-                await self._doubt(exchange, found, error)
-            else:
-                await self._gone(exchange, found)
+            await self._reception.unreadable(exchange, shape, error)
         except SnapshotStalled:
             if exchange.started:
                 return exchange.abort()
@@ -215,7 +202,7 @@ class Delivery:
             finally:
                 self._live.leave(waiter)
             if isinstance(outcome, Gone):
-                return await self._gone(exchange, shape)
+                return await self._reception.gone(exchange, shape)
             if is_ahead and isinstance(outcome, Expired):
                 return await exchange.answer(response.out_of_bounds())
             if outcome.answer is not None:
@@ -306,27 +293,6 @@ class Delivery:
                 await exchange.answer(response.not_modified({**fields, "etag": tag}), self._cursor(query))
                 return True
         return False
-
-    async def _doubt(self, exchange: Exchange, shape: Shape, error: Exception) -> None:
-        if exchange.started:
-            exchange.abort()
-        obstacle = await self._shapes.doubt(shape, str(error))
-        if obstacle is None:
-            return await self._gone(exchange, shape)
-        if exchange.started:
-            return None
-        if isinstance(obstacle, Refusal):
-            return await exchange.answer(response.refused(obstacle))
-        return await exchange.answer(response.failure(503, obstacle.message, retry_after=obstacle.retry_after))
-
-    async def _gone(self, exchange: Exchange, shape: Shape) -> None:
-        self._shapes.forget(shape)
-        self._live.ended(shape.handle)
-        if exchange.started:
-            exchange.abort()
-        else:
-            successor = self._shapes.known(shape.request)
-            await exchange.answer(response.conflict(None if successor is None else successor.handle))
 
     def _cursor(self, query: LogQuery) -> str:
         if not query.live:

@@ -25,6 +25,7 @@ from gateway.exchange import Connection
 from gateway.hints import Hints
 from gateway.live import Live
 from gateway.progress import Progress
+from gateway.reception import Reception
 from gateway.response import CachePolicy
 from gateway.service import Service
 from gateway.shapes import Shape, Shapes
@@ -68,13 +69,15 @@ class Gateway:
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
         self._told = ObstacleLog()
         self._compression = Compression() if settings.compression else None
+        reception = Reception(self._shapes, self._live.ended)
         self._app = App(
             service=self._service,
             shapes=self._shapes,
             admission=self._admission,
-            delivery=Delivery(self._shapes, self._live, answers, policy, self._compression),
+            reception=reception,
+            delivery=Delivery(reception, self._live, answers, policy, self._compression),
             checks=Checks(self._shapes),
-            subsets=SubsetDelivery(self._shapes, self._service, self._workers, settings.storage_dir, self._live.ended),
+            subsets=SubsetDelivery(reception, self._service, self._workers, settings.storage_dir),
             deletion=Deletion(self._shapes, self._live.ended),
             secret=settings.secret,
             allow_delete=settings.integration_testing,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,12 +17,12 @@ from common.messages import Missing, NotOwner, Refusal, Reply, Rows, Subset
 from common.shapelog.layout import DamagedLog
 from common.subset import SubsetRequest
 from gateway import log, response
-from gateway.admission import Ticket
 from gateway.exchange import Exchange
+from gateway.reception import Reception, declined
 from gateway.request import LogQuery
 from gateway.response import Answer
 from gateway.service import Service
-from gateway.shapes import READY_TIMEOUT, RETRY_DELAY, Shape, ShapeGone, Shapes, Unavailable
+from gateway.shapes import READY_TIMEOUT, RETRY_DELAY, Shape, ShapeGone, Unavailable
 from gateway.workers import WorkerLost, Workers
 
 ANSWER_TIMEOUT: Final = 75.0
@@ -42,31 +41,19 @@ class Fetched(NamedTuple):
 class SubsetDelivery:
     """Answers requests for subsets."""
 
-    def __init__(
-        self, shapes: Shapes, service: Service, workers: Workers, storage: Path, ended: Callable[[str], None]
-    ) -> None:
-        """``ended`` is told each handle whose shape turned out to be gone."""
-        self._shapes = shapes
+    def __init__(self, reception: Reception, service: Service, workers: Workers, storage: Path) -> None:
+        self._reception = reception
         self._service = service
         self._workers = workers
         self._storage = storage
-        self._ended = ended
 
-    async def run(self, exchange: Exchange, query: LogQuery, subset: SubsetRequest, ticket: Ticket) -> None:
-        """Answer one request, admitted with this ticket. Raises ``ConnectionError`` when the client is gone."""
-        shape = await self._shapes.obtain(query.shape, query.sent)
-        if isinstance(shape, Refusal):
-            return await exchange.answer(response.refused(shape))
-        if isinstance(shape, Unavailable):
-            return await exchange.answer(response.failure(503, shape.message, retry_after=shape.retry_after))
-        ticket.found()
-        if query.resumes and query.handle != shape.handle:
-            return await exchange.answer(response.conflict(shape.handle))
+    async def run(self, exchange: Exchange, query: LogQuery, subset: SubsetRequest, shape: Shape) -> None:
+        """Answer one request for rows of this shape. Raises ``ConnectionError`` when the client is gone."""
         try:
             # Before the rows are read, so that they show all that a client will not be sent again.
             offset = reached(query.offset, shape.last())
         except (ShapeGone, DamagedLog, FileNotFoundError) as error:
-            return await self._unreadable(exchange, shape, error)
+            return await self._reception.unreadable(exchange, shape, error)
         fetched = await self._fetch(shape, subset)
         try:
             await self._send(exchange, query, shape, offset, fetched)
@@ -77,11 +64,11 @@ class SubsetDelivery:
     async def _send(self, exchange: Exchange, query: LogQuery, shape: Shape, offset: Offset, fetched: Fetched) -> None:
         reply = fetched.reply
         if isinstance(reply, Unavailable):
-            return await exchange.answer(response.failure(503, reply.message, retry_after=reply.retry_after))
+            return await exchange.answer(declined(reply))
         if isinstance(reply, Missing) or (isinstance(reply, Refusal) and reply.status == 409) or not shape.lives():
-            return await self._gone(exchange, shape)
+            return await self._reception.gone(exchange, shape)
         if isinstance(reply, Refusal):
-            return await exchange.answer(response.refused(reply))
+            return await exchange.answer(declined(reply))
         assert isinstance(reply, Rows)
         fields = response.subset_fields(shape.handle, offset, None if query.live else shape.schema)
         if not reply.file:
@@ -140,20 +127,6 @@ class SubsetDelivery:
             return os.open(self._storage / reply.file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
-
-    async def _unreadable(self, exchange: Exchange, shape: Shape, error: Exception) -> None:
-        obstacle = await self._shapes.doubt(shape, str(error)) if shape.lives() else None
-        if obstacle is None:
-            return await self._gone(exchange, shape)
-        if isinstance(obstacle, Refusal):
-            return await exchange.answer(response.refused(obstacle))
-        return await exchange.answer(response.failure(503, obstacle.message, retry_after=obstacle.retry_after))
-
-    async def _gone(self, exchange: Exchange, shape: Shape) -> None:
-        self._shapes.forget(shape)
-        self._ended(shape.handle)
-        successor = self._shapes.known(shape.request)
-        await exchange.answer(response.conflict(None if successor is None else successor.handle))
 
 
 def reached(requested: Offset | None, last: Offset) -> Offset:
