@@ -121,7 +121,42 @@ def test_progress_never_goes_back_within_a_generation() -> None:
     progress.applied(1, 40, (1, 2))
     progress.begin(1)
     assert [progress.seen(partition, 1) for partition in range(4)] == [50, 50, 40, 0]
+
+
+def test_progress_of_a_generation_is_not_that_of_another() -> None:
+    progress = Progress()
+    progress.begin(1)
+    progress.applied(1, 50, (0,))
     progress.begin(2)
     assert progress.seen(0, 2) == 0
     progress.applied(1, 60, (0,))
     assert progress.seen(0, 2) == 0, "a worker that has not heard of the new generation yet speaks of another database"
+    assert progress.seen(0, 1) == 60, "a shape that is over but still answered may not fall back to 0"
+
+
+def test_a_worker_may_speak_of_a_generation_before_the_ingester_does() -> None:
+    progress = Progress()
+    progress.begin(1)
+    progress.applied(2, 70, (0,))
+    progress.begin(2)
+    assert progress.seen(0, 2) == 70
+
+
+def test_a_lower_generation_is_another_storage() -> None:
+    progress = Progress()
+    progress.begin(5)
+    progress.applied(5, 50, (0,))
+    progress.applied(1, 40, (0,))
+    progress.begin(0)
+    assert progress.seen(0, 5) == 50
+    progress.begin(1)
+    assert [progress.seen(0, 5), progress.seen(0, 1)] == [0, 0]
+
+
+def test_progress_remembers_a_bounded_number_of_generations() -> None:
+    progress = Progress()
+    for generation in range(1, 100):
+        progress.begin(generation)
+        progress.applied(generation, generation * 10, (0,))
+    assert sum(progress.seen(0, generation) > 0 for generation in range(100)) <= 8
+    assert progress.seen(0, 99) == 990
