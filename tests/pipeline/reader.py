@@ -18,7 +18,8 @@ HANG_SECONDS: Final = 180.0
 """Waiting this long for anything means that it will not happen; nothing is measured by it."""
 
 SETTLED_SECONDS: Final = 5.0
-"""A shape that was up to date this long ago is no longer being created: no crash may end it (engine.md 14.6)."""
+"""A shape that lives this long after it was up to date is no longer being created: no crash may end it (engine.md
+14.6)."""
 
 _REQUEST = aiohttp.ClientTimeout(total=60)
 _STREAM = aiohttp.ClientTimeout(sock_connect=60, sock_read=60)
@@ -70,6 +71,8 @@ class Reader:
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._current_since: float | None = None
+        # A 409 may come long after the end that it tells of: while no shape can be made, it waits for the next one.
+        self._alive_at = 0.0
         self._stepped = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -180,6 +183,7 @@ class Reader:
                     self.view.open_events(query, response.headers)
                     self.streams += 1
                     await self._take_events(response.content)
+                    self._alive()  # streams end with their shape, not after it
                     return
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
@@ -191,6 +195,7 @@ class Reader:
         try:
             if response.status == 200:
                 self.view.accept(query, response.headers, body)
+                self._alive()
                 if self.view.up_to_date and self._current_since is None:
                     self._current_since = asyncio.get_running_loop().time()
             elif response.status == 409:
@@ -212,6 +217,7 @@ class Reader:
         items: list[bytes] = []
         async for data in content.iter_any():
             *lines, carry = (carry + data).split(b"\n\n")
+            self._alive()
             for line in lines:
                 if line.startswith(_EVENT):
                     items.append(line.removeprefix(_EVENT))
@@ -225,11 +231,14 @@ class Reader:
     def _wrong(self, violation: Violation, query: Mapping[str, str]) -> Violation:
         return Violation(f"{self.name} (handle {self.view.handle}): {violation}\nrequest: {query}")
 
+    def _alive(self) -> None:
+        self._alive_at = asyncio.get_running_loop().time()
+
     def _check_may_end(self) -> None:
         if self.may_end:
             return
         since = self._current_since
-        settled = since is not None and asyncio.get_running_loop().time() - since > SETTLED_SECONDS
+        settled = since is not None and self._alive_at - since > SETTLED_SECONDS
         if self.protected or settled:
             raise Violation(f"409 for a shape that must live (at offset {self.view.offset})")
 
