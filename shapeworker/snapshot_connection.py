@@ -26,6 +26,7 @@ _VISIBLE_SECONDS = 0.25
 
 _CONNECT_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
+_CANCEL_AGAIN_SECONDS = 0.25
 
 _COPY_HEADER_BYTES = 19
 _ROW_HEAD_BYTES = 6
@@ -157,23 +158,47 @@ class SnapshotConnection:
             yield Batch(rows, pause=True)
 
     def close(self) -> None:
-        """Close. A running statement is cancelled: the server might not notice for long that nobody listens."""
+        """Close. A running statement is cancelled: the server might not notice for long that nobody listens.
+
+        Again and again, for some seconds: a server that has not begun with the statement yet drops the cancellation.
+        """
+        self._stop = Event()  # cancelling is what remains to be done once it was set
+        until = time.monotonic()
+        deadline = until + _CANCEL_SECONDS
         try:
-            if self._connection.transaction_status == pq.TransactionStatus.ACTIVE:
-                self._cancel()
+            while not self._is_over(until) and until < deadline:
+                self._cancel(deadline)
+                until = min(deadline, time.monotonic() + _CANCEL_AGAIN_SECONDS)
         except (psycopg.Error, DeadlinePassed):
             pass  # closing is all that is left to do
         finally:
             self._connection.finish()
 
-    def _cancel(self) -> None:
+    def _is_over(self, until: float) -> bool:
+        """Whether no statement runs any more, waited for ``until`` then; what still comes of it is dropped."""
+        connection = self._connection
+        try:
+            while connection.transaction_status == pq.TransactionStatus.ACTIVE:
+                if not connection.is_busy():
+                    result = connection.get_result()
+                    if result is None or result.status != pq.ExecStatus.COPY_OUT:
+                        continue
+                    while (count := connection.get_copy_data(1)[0]) > 0:
+                        pass
+                    if count < 0:
+                        continue
+                self._wait(connection.socket, pq.PollingStatus.READING, until)
+                connection.consume_input()
+        except DeadlinePassed:
+            return False
+        return True
+
+    def _cancel(self, deadline: float) -> None:
         try:
             cancel = self._connection.cancel_conn()
         except psycopg.NotSupportedError:  # libpq before 17
             self._connection.get_cancel().cancel()
             return
-        self._stop = Event()  # cancelling is what remains to be done once it was set
-        deadline = time.monotonic() + _CANCEL_SECONDS
         cancel.start()
         while (status := cancel.poll()) in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):
             self._wait(cancel.socket, status, deadline)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import pytest
 from psycopg import errors, sql
 
 from common.lsn import parse_lsn
+from common.postgres import conninfo
 from common.shapelog import LogWriter, ShapeReader, SnapshotState, SnapshotWriter
 from common.table import describe
 from common.xid import Snapshot
 from shapeworker.snapshot import SnapshotPlan, Snapshots, SnapshotTaken, end_line
-from shapeworker.snapshot_connection import Stopped
+from shapeworker.snapshot_connection import SnapshotConnection, Stopped
 from shapeworker.snapshot_failure import SnapshotFailed, failure
 
 PATIENCE = 60.0
@@ -433,6 +437,34 @@ async def test_cancelling_lets_go_of_sink_and_server(bench: Bench) -> None:
         await task
     assert sink.calls == []
     await bench.quiet()
+
+
+async def test_a_cancellation_that_overtakes_its_statement(bench: Bench) -> None:
+    """A server that has not read the statement yet drops it, and then begins."""
+    await bench.execute(SLOW)
+    stop = threading.Event()
+    connection = await asyncio.to_thread(SnapshotConnection, conninfo(bench.url, "galvanic snapshot"), stop)
+    deadline = time.monotonic() + PATIENCE
+    ((pid,),) = await asyncio.to_thread(connection.query, b"SELECT pg_backend_pid()", deadline)
+    backend = int(pid or 0)
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        stop.set()
+        with pytest.raises(Stopped):
+            list(connection.copy(b"COPY (SELECT public.slow(1)) TO STDOUT (FORMAT binary)", deadline))
+        closing = asyncio.create_task(asyncio.to_thread(connection.close))
+        async with asyncio.timeout(PATIENCE):
+            while not _is_pending(backend, signal.SIGINT):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    await closing
+    await bench.quiet()
+
+
+def _is_pending(pid: int, signum: int) -> bool:
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> signum - 1 & 1)
 
 
 async def test_cancelling_while_waiting_for_a_lock_or_for_a_turn(bench: Bench) -> None:
