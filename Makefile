@@ -1,5 +1,5 @@
 # make run          start Galvanic (with a Postgres of its own unless DATABASE_URL is set)
-# make test         all tests but the long ones
+# make test         all tests but the long ones, two files at a time
 # make test-faults  the long ones: real processes under faults, for minutes
 # make test-where   the filter language against Postgres: 100 000 generated expressions
 # make bench        how fast it is: minutes, and nothing else should load the machine
@@ -28,7 +28,7 @@ run: install
 	@exec $(VENV)/bin/galvanic up
 
 test: install
-	$(VENV)/bin/python -m pytest -m "not faults and not where"
+	$(VENV)/bin/python -m pytest -m "not faults and not where" -n 2 --dist loadfile
 
 test-faults: install
 	$(VENV)/bin/python -m pytest -m faults -n 2 --dist loadfile

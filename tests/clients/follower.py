@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import signal
 import subprocess
@@ -22,12 +23,15 @@ _HANG_SECONDS: Final = 180.0
 def install_client() -> None:
     """Installs the packages of package-lock.json into node_modules, unless they are there."""
     lock, done = DIRECTORY / "package-lock.json", DIRECTORY / "node_modules" / ".package-lock.json"
-    if done.exists() and done.stat().st_mtime >= lock.stat().st_mtime:
-        return
-    result = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund"], cwd=DIRECTORY, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, f"npm ci failed: {result.stdout}\n{result.stderr}"
+    with lock.open() as claim:
+        # Test processes that run at the same time must not install over each other.
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        if done.exists() and done.stat().st_mtime >= lock.stat().st_mtime:
+            return
+        result = subprocess.run(
+            ["npm", "ci", "--no-audit", "--no-fund"], cwd=DIRECTORY, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, f"npm ci failed: {result.stdout}\n{result.stderr}"
 
 
 class Follower:
