@@ -13,8 +13,9 @@ from tests.pipeline.fleet import Fleet
 from tests.pipeline.stack import Stack
 from tests.pipeline.workload import Workload
 
-MIXED: Final = (3_000, 20_000)
-"""Rows of the larger transactions that come between the small ones."""
+MIXED: Final = (2_000, 8_000)
+"""Rows of the larger transactions that come between the small ones: more than one frame, and more than a shape gathers
+before it writes."""
 
 FEW: Final = (200, 1_000)
 """The same where the disk is small."""

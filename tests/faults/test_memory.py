@@ -20,6 +20,7 @@ from tests.pipeline.workload import SCALE
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 TRANSACTION_BYTES = int(2e9 * SCALE)
+TRANSACTION_ROWS = int(1e6 * SCALE)
 SNAPSHOT_BYTES = int(5e9 * SCALE)
 ROW_BYTES = int(2e8 * SCALE)
 
@@ -37,7 +38,7 @@ async def test_large_transaction(server: EmbeddedPostgres, start_stack: StartSta
 
 
 async def test_transaction_of_many_rows(server: EmbeddedPostgres, start_stack: StartStack) -> None:
-    await _large_transaction(server, start_stack, "small", TRANSACTION_BYTES // 1000)
+    await _large_transaction(server, start_stack, "small", TRANSACTION_ROWS)
 
 
 async def _large_transaction(server: EmbeddedPostgres, start_stack: StartStack, table: str, rows: int) -> None:

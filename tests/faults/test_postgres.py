@@ -20,7 +20,7 @@ from tests.pipeline.workload import Workload
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.faults]
 
-AWAY_SECONDS = 20
+AWAY_SECONDS = 10
 
 
 async def _served(stack: Stack, fleet: Fleet) -> None:
