@@ -23,6 +23,7 @@ from common.table import Table
 from common.xid import Snapshot
 from shapeworker.snapshot_connection import DeadlinePassed, SnapshotConnection, Stopped
 from shapeworker.snapshot_failure import OF_VALUES, RETRY_AFTER, SnapshotFailed, failure, grant
+from shapeworker.snapshot_items import SnapshotItems
 from shapeworker.snapshot_query import copy_statement
 from shapeworker.snapshot_start import await_flush, start
 
@@ -61,8 +62,8 @@ class SnapshotTaken(NamedTuple):
 class SnapshotSink(Protocol):
     """Where rows go; called in the snapshot's thread only. ``OSError`` ends the snapshot and is raised by ``take``."""
 
-    def add(self, rows: list[bytes]) -> None:
-        """Rows, each a JSON object without separator."""
+    def add(self, items: bytes, rows: int) -> None:
+        """The items of so many rows, each followed by the log's separator."""
 
     def flush(self) -> None:
         """Let readers see the rows added so far."""
@@ -207,10 +208,11 @@ class _Work:
 
     def _stream(self, connection: SnapshotConnection, table: Table, readable: Callable[[], object]) -> int:
         statement = copy_statement(table, self._plan.selected, self._plan.condition)
+        items = SnapshotItems(table, self._plan.selected)
         count = 0
         try:
             for rows, pause in connection.copy(statement, time.monotonic() + self._first_row_seconds):
-                self._sink.add(rows)
+                self._sink.add(items.of(rows), len(rows))
                 if pause or not count:
                     self._sink.flush()
                 if not count:

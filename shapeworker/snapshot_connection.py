@@ -15,8 +15,10 @@ import psycopg
 from psycopg import pq
 from psycopg.errors import error_from_result
 
-BATCH_BYTES: Final = 128 * 1024
-"""Rows are handed on when they have this many bytes, or when the server pauses."""
+BATCH_BYTES: Final = 64 * 1024
+BATCH_ROWS: Final = 250
+"""Rows are handed on when they are or have so many, or when the server pauses: as many as are worked on in the
+processor's cache. A row's item may be many times as long as the row."""
 
 _TICK = 0.1
 """Seconds after which a waiting thread looks whether it is to stop."""
@@ -27,10 +29,6 @@ _VISIBLE_SECONDS = 0.25
 _CONNECT_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _CANCEL_AGAIN_SECONDS = 0.25
-
-_COPY_HEADER_BYTES = 19
-_ROW_HEAD_BYTES = 6
-"""Before the bytes of the only column: 16 bits number of columns, 32 bits length."""
 
 Row = list[bytes | None]
 
@@ -44,9 +42,9 @@ class DeadlinePassed(Exception):
 
 
 class Batch(NamedTuple):
-    """Rows of a COPY; ``pause`` says that the server has no more to give at the moment."""
+    """Rows of a COPY, each with its newline; ``pause`` says that the server has no more to give at the moment."""
 
-    rows: list[bytes]
+    rows: Sequence[bytes | memoryview]
     pause: bool
 
 
@@ -113,10 +111,9 @@ class SnapshotConnection:
         return rows
 
     def copy(self, statement: bytes, first_deadline: float, last_deadline: float | None = None) -> Iterator[Batch]:
-        """Run a binary COPY TO STDOUT of one column and yield its rows in batches; the first as soon as possible.
+        """Run a COPY TO STDOUT in text format and yield its rows in batches; the first as soon as possible.
 
-        ``first_deadline`` holds until there is a first row or the end, ``last_deadline`` from then on. Raises
-        ``psycopg.DataError`` on a NULL row.
+        ``first_deadline`` holds until there is a first row or the end, ``last_deadline`` from then on.
         """
         connection = self._connection
         connection.send_query(statement)
@@ -125,24 +122,19 @@ class SnapshotConnection:
         if result is None or result.status != pq.ExecStatus.COPY_OUT:
             raise psycopg.ProgrammingError("the statement is no COPY TO STDOUT")
         deadline: float | None = first_deadline
-        head = _COPY_HEADER_BYTES
-        rows: list[bytes] = []
+        receive = connection.get_copy_data
+        rows: list[memoryview] = []
         size = 0
         handed_on = 0.0
         while True:
-            count, data = connection.get_copy_data(1)
+            count, data = receive(1)
             if count > 0:
-                if head:
-                    # The header of the whole stream comes in one message with what follows it.
-                    data, count, head = data[head:], count - head, 0
-                if count > _ROW_HEAD_BYTES:
-                    rows.append(bytes(data[_ROW_HEAD_BYTES:]))
-                    size += count
-                    if size >= BATCH_BYTES:
-                        yield Batch(rows, pause=False)
-                        rows, size, deadline, handed_on = [], 0, last_deadline, time.monotonic()
-                elif count == _ROW_HEAD_BYTES:
-                    raise psycopg.DataError("the snapshot query gave a row without text")
+                # The server sends each row as one message.
+                rows.append(data)
+                size += count
+                if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+                    yield Batch(rows, pause=False)
+                    rows, size, deadline, handed_on = [], 0, last_deadline, time.monotonic()
             elif count == 0:
                 if rows and time.monotonic() - handed_on > _VISIBLE_SECONDS:
                     yield Batch(rows, pause=True)

@@ -11,7 +11,7 @@ from psycopg import sql
 from common.subset import SubsetRequest
 from common.table import Table
 from shapeworker.filters import columns_of
-from shapeworker.snapshot_query import row_expression
+from shapeworker.snapshot_query import select
 from shapeworker.where import Columns, InvalidWhere, compile_where, syntax
 from shapeworker.where.ordering import SortKey, parse_ordering
 from shapeworker.where.parser import parse
@@ -59,20 +59,9 @@ def understand(table: Table, subset: SubsetRequest) -> Selection:
     return Selection(condition, order, subset.limit, subset.offset)
 
 
-def subset_statement(
-    table: Table, selected: Iterable[str], base: sql.Composable | None, selection: Selection, mark: int
-) -> bytes:
-    """``COPY … TO STDOUT`` in binary format whose only column is the item of each row, as in a snapshot.
-
-    ``base`` is the shape's own condition. ``mark`` is in the headers of each item.
-    """
-    relation = sql.Identifier(table.schema, table.name)
-    parts: list[sql.Composable] = [
-        sql.SQL("SELECT "),
-        row_expression(table, selected, f',"snapshot_mark":{mark}'),
-        sql.SQL(" FROM " if table.kind == "p" else " FROM ONLY "),
-        relation,
-    ]
+def subset_statement(table: Table, selected: Iterable[str], base: sql.Composable | None, selection: Selection) -> bytes:
+    """``COPY … TO STDOUT`` of the columns that an item needs, as for a snapshot. ``base`` is the shape's condition."""
+    parts: list[sql.Composable] = [select(table, selected)]
     conditions = [sql.SQL("({})").format(part) for part in (base, selection.condition) if part is not None]
     if conditions:
         parts += [sql.SQL(" WHERE "), sql.SQL(" AND ").join(conditions)]
@@ -86,7 +75,7 @@ def subset_statement(
         parts.append(sql.SQL(f" LIMIT {selection.limit:d}"))
     if selection.offset is not None:
         parts.append(sql.SQL(f" OFFSET {selection.offset:d}"))
-    return sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(sql.Composed(parts)).as_bytes(None)
+    return sql.SQL("COPY ({}) TO STDOUT").format(sql.Composed(parts)).as_bytes(None)
 
 
 def _ordering(text: str, allowed: set[str]) -> tuple[SortKey, ...]:

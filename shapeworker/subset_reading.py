@@ -21,6 +21,7 @@ from shapeworker.shape import Shape
 from shapeworker.snapshot import COMMIT_SECONDS
 from shapeworker.snapshot_connection import DeadlinePassed, SnapshotConnection
 from shapeworker.snapshot_failure import OF_VALUES, RETRY_AFTER, SnapshotFailed, failure, grant
+from shapeworker.snapshot_items import SnapshotItems
 from shapeworker.snapshot_start import await_flush, start
 from shapeworker.spool import Spool
 from shapeworker.subset_query import InvalidSubset, subset_statement, understand
@@ -137,11 +138,12 @@ def _read(
         raise SnapshotFailed(503, "Database connection not available", RETRY_AFTER, known=True)
     mark = random.randint(0, MAX_MARK)
     base = None if shape.filter is None else shape.filter.sql
-    statement = subset_statement(begun.table, shape.selected, base, understand(begun.table, reading.subset), mark)
+    statement = subset_statement(begun.table, shape.selected, base, understand(begun.table, reading.subset))
+    items = SnapshotItems(begun.table, shape.selected, f',"snapshot_mark":{mark}', b",")
     spool.add([_head(begun.snapshot, begun.position, mark)])
     first = True
     for rows, _ in connection.copy(statement, reading.deadline, reading.deadline):
-        joined = b",".join(rows)
+        joined = items.of(rows)[:-1]
         spool.add([joined] if first else [b",", joined])
         first = False
     # A pooler throws away the server's connection when a client leaves it in a transaction.

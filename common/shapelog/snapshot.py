@@ -50,25 +50,23 @@ class SnapshotWriter:
         self._buffer: list[bytes] = []
         self._buffered = 0
 
-    def add(self, rows: list[bytes]) -> None:
-        """Add rows: JSON objects without separator or raw newline. Raises ``OSError``."""
-        if not rows:
-            return
-        block = SEPARATOR.join([*rows, b""])
-        total = self._total + len(block) - (len(SEPARATOR) - 1) * len(rows)
+    def add(self, items: bytes, rows: int) -> None:
+        """Add so many items, each followed by the separator, whose newline is the only one. Raises ``OSError``."""
+        # The rule counts one byte for each separator.
+        total = self._total + len(items) - (len(SEPARATOR) - 1) * rows
         if total < self._chunk_bytes:
             self._total = total
-            self._take(block)
+            self._take(items)
             return
-        start = 0
-        for at, row in enumerate(rows, 1):
-            self._total += len(row) + 1
+        start = end = 0
+        while end < len(items):
+            item, end = end, items.index(b"\n", end) + 1
+            self._total += end - item - (len(SEPARATOR) - 1)
             if self._total >= self._chunk_bytes:
-                self._take(SEPARATOR.join([*rows[start:at], b""]))
+                self._take(items[start:end])
                 self._close_chunk(complete=False)
-                start = at
-        if start < len(rows):
-            self._take(SEPARATOR.join([*rows[start:], b""]))
+                start = end
+        self._take(items[start:])
 
     def flush(self) -> None:
         """Let readers have the rows added so far. Raises ``OSError``."""
@@ -107,6 +105,8 @@ class SnapshotWriter:
         self._files.sync_directory(self._directory.parent)
 
     def _take(self, block: bytes) -> None:
+        if not block:
+            return
         self._buffer.append(block)
         self._buffered += len(block)
         if self._buffered >= BLOCK_BYTES:

@@ -241,8 +241,11 @@ class Rows:
     def __init__(self, rows: list[bytes]) -> None:
         self._rows = rows
 
-    def add(self, rows: list[bytes]) -> None:
-        self._rows += rows
+    def add(self, items: bytes, rows: int) -> None:
+        lines = items.split(b",\n")
+        assert lines.pop() == b""
+        assert len(lines) == rows
+        self._rows += lines
 
     def flush(self) -> None:
         pass

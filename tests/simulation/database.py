@@ -26,6 +26,7 @@ from ingester.server import System
 from ingester.slot import SlotState
 from ingester.standing import Standing
 from shapeworker.snapshot_connection import Batch, DeadlinePassed, Stopped
+from shapeworker.snapshot_query import read_columns
 from tests.simulation.postgres import DELETE, INSERT, TRUNCATE, Change, Row, Server, Slot, Transaction
 from tests.simulation.process import Process
 from tests.simulation.scheduler import Scheduler
@@ -521,14 +522,11 @@ class SimStream:
 # snapshots
 
 
-def row_line(table: Table, selected: tuple[str, ...], row: Row) -> bytes:
-    """The item of a row, as the snapshot query makes it."""
-    texts = {
-        column.name: None if value is None else value.decode() for column, value in zip(table.columns, row, strict=True)
-    }
-    key = f'"{table.schema}"."{table.name}"/"{texts["id"]}"'
-    headers = {"operation": "insert", "relation": [table.schema, table.name]}
-    return orjson.dumps({"key": key, "value": {name: texts[name] for name in sorted(selected)}, "headers": headers})
+def copied(table: Table, selected: tuple[str, ...], row: Row) -> bytes:
+    """A row as COPY sends it, of the columns that the snapshot query reads. No value here needs an escape."""
+    values = dict(zip((column.name for column in table.columns), row, strict=True))
+    texts = [values[name] for name in read_columns(table, selected)]
+    return b"\t".join(rb"\N" if text is None else text for text in texts) + b"\n"
 
 
 def copy_statement(table: Table, selected: tuple[str, ...], _: object = None) -> bytes:
@@ -583,7 +581,7 @@ class SimSnapshotConnection:
         """The rows of the snapshot's table."""
         oid, selected = orjson.loads(statement)
         table = self._server.tables[oid]
-        rows = [row_line(table, tuple(selected), row) for row in self._rows[oid]]
+        rows = [copied(table, tuple(selected), row) for row in self._rows[oid]]
         rng = self._scheduler.rng
         while rows:
             self._pass(first_deadline)

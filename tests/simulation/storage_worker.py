@@ -119,7 +119,7 @@ class _Snapshots:
 
     @staticmethod
     def _add(sink: SnapshotSink, row: bytes) -> None:
-        sink.add([row])
+        sink.add(row + b",\n", 1)
         sink.flush()
 
     async def close(self) -> None:

@@ -86,7 +86,7 @@ def test_header_written_by_two_threads_and_read_by_a_third(tmp_path: Path) -> No
 
     def write_snapshot() -> None:
         for number in range(chunks):
-            snapshot.add([entry(1, number)])
+            snapshot.add(entry(1, number) + b",\n", 1)
         snapshot.finish(b'{"headers":{}}')
 
     thread = threading.Thread(target=write_snapshot)

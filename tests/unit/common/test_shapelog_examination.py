@@ -22,7 +22,7 @@ def log(tmp_path: Path) -> LogWriter:
     """A shape with a snapshot of several chunks and a log of nine transactions, two chunks closed in each."""
     log = LogWriter.create(tmp_path / "shape", 100)
     snapshot = SnapshotWriter(tmp_path / "shape", 100, log.header)
-    snapshot.add([_line(number) for number in range(8)])
+    snapshot.add(b"".join(_line(number) + b",\n" for number in range(8)), 8)
     snapshot.finish(_line(9))
     for lsn in range(10, 91, 10):
         log.append(lsn, [0, 2, 4], [_line(lsn), _line(lsn + 1), _line(lsn + 2)])

@@ -21,6 +21,10 @@ def row(number: int, size: int) -> bytes:
     return (b'{"key":"%d","value":{' % number).ljust(size - 2, b" ") + b"}}"
 
 
+def add(snapshot: SnapshotWriter, *rows: bytes) -> None:
+    snapshot.add(b"".join(row + b",\n" for row in rows), len(rows))
+
+
 def expected_chunks(rows: list[bytes], chunk_bytes: int) -> list[bytes]:
     """http-api.md 12.2, row by row."""
     chunks: list[list[bytes]] = [[]]
@@ -54,7 +58,7 @@ def test_chunks_follow_the_rule(sizes: list[int], chunk_bytes: int, data: st.Dat
         rest = rows
         while rest:
             count = data.draw(st.integers(0, len(rest)), "rows")
-            snapshot.add(rest[:count])
+            add(snapshot, *rest[:count])
             rest = rest[count:]
             if data.draw(st.booleans(), "flush"):
                 snapshot.flush()
@@ -73,7 +77,7 @@ def test_chunks_follow_the_rule(sizes: list[int], chunk_bytes: int, data: st.Dat
 def test_empty_table_is_one_chunk_with_the_end(tmp_path: Path) -> None:
     log = LogWriter.create(tmp_path / "shape", 1000)
     snapshot = SnapshotWriter(tmp_path / "shape", 1000, log.header)
-    snapshot.add([])
+    add(snapshot)
     snapshot.flush()
     snapshot.finish(END)
     reader = ShapeReader(tmp_path / "shape")
@@ -85,7 +89,7 @@ def test_empty_table_is_one_chunk_with_the_end(tmp_path: Path) -> None:
 def test_end_is_alone_when_the_last_row_fills_its_chunk(tmp_path: Path) -> None:
     log = LogWriter.create(tmp_path / "shape", 200)
     snapshot = SnapshotWriter(tmp_path / "shape", 200, log.header)
-    snapshot.add([row(1, 99), row(2, 99)])
+    add(snapshot, row(1, 99), row(2, 99))
     assert log.header.value.chunks == 1
     snapshot.finish(END)
     reader = ShapeReader(tmp_path / "shape")
@@ -98,16 +102,16 @@ def test_rows_are_readable_before_their_chunk_closes(tmp_path: Path) -> None:
     log = LogWriter.create(tmp_path / "shape", 10 << 20)
     snapshot = SnapshotWriter(tmp_path / "shape", 10 << 20, log.header)
     reader = ShapeReader(tmp_path / "shape")
-    snapshot.add([row(1, 50)])
+    add(snapshot, row(1, 50))
     with pytest.raises(FileNotFoundError):
         reader.snapshot_size(0)
     snapshot.flush()
     assert reader.read_snapshot(0, 0, 1000) == row(1, 50) + b",\n"
     assert reader.read_snapshot(0, 52, 1000) == b""
     assert reader.header() == Header(False, SnapshotState.RUNNING, 0)
-    snapshot.add([row(2, 50)])
+    add(snapshot, row(2, 50))
     assert reader.snapshot_size(0) == 52
-    snapshot.add([row(3, BLOCK_BYTES)])
+    add(snapshot, row(3, BLOCK_BYTES))
     assert reader.snapshot_size(0) == 52 + 52 + BLOCK_BYTES + 2
     snapshot.fail()
     assert reader.header() == Header(False, SnapshotState.FAILED, 0)
@@ -118,14 +122,14 @@ def test_rows_are_readable_before_their_chunk_closes(tmp_path: Path) -> None:
 def test_log_and_snapshot_share_the_header(tmp_path: Path) -> None:
     log = LogWriter.create(tmp_path / "shape", 100)
     snapshot = SnapshotWriter(tmp_path / "shape", 100, log.header)
-    snapshot.add([row(1, 100)])
+    add(snapshot, row(1, 100))
     log.mark_ended()
-    snapshot.add([row(2, 100)])
+    add(snapshot, row(2, 100))
     reader = ShapeReader(tmp_path / "shape")
     assert reader.header() == Header(True, SnapshotState.RUNNING, 2)
     log.close()
     with pytest.raises(ValueError, match="closed"):
-        snapshot.add([row(3, 100)])
+        add(snapshot, row(3, 100))
     snapshot.fail()
     assert reader.header() == Header(True, SnapshotState.RUNNING, 2)
     reader.close()
@@ -135,7 +139,7 @@ def test_sync_leaves_nothing_to_the_page_cache(tmp_path: Path) -> None:
     files = WatchedFiles()
     log = LogWriter.create(tmp_path / "shape", 100, files)
     snapshot = SnapshotWriter(tmp_path / "shape", 100, log.header, files)
-    snapshot.add([row(1, 100), row(2, 30)])
+    add(snapshot, row(1, 100), row(2, 30))
     snapshot.finish(END)
     snapshot.sync()
     assert files.events == [
@@ -160,7 +164,7 @@ def test_full_disk_never_looks_complete(tmp_path: Path) -> None:
         snapshot = SnapshotWriter(directory, 150, log.header, files)
         files.room = room
         try:
-            snapshot.add(rows)
+            add(snapshot, *rows)
             snapshot.finish(END)
         except OSError as error:
             if error.errno != errno.ENOSPC:

@@ -92,6 +92,10 @@ class StoredShape:
         self.log = LogWriter.create(path, chunk_bytes)
         self.snapshot = SnapshotWriter(path, chunk_bytes, self.log.header)
 
+    def add(self, *rows: bytes) -> None:
+        """Add items to the snapshot."""
+        self.snapshot.add(b"".join(row + b",\n" for row in rows), len(rows))
+
     def commit(self, lsn: int, *lines: bytes) -> Offset:
         """Write a transaction."""
         self.log.append(lsn, [2 * index for index in range(len(lines))], list(lines))
@@ -178,7 +182,7 @@ class Worker:
 
     def _create(self, request: ShapeRequest) -> StoredShape:
         shape = StoredShape(request, self._storage, self.chunk_bytes)
-        shape.snapshot.add(self.rows)
+        shape.add(*self.rows)
         shape.snapshot.flush()
         if self.complete:
             shape.snapshot.finish(SNAPSHOT_END_ITEM)

@@ -251,7 +251,7 @@ async def test_a_growing_snapshot_is_followed_to_its_clean_end(world: Cluster) -
     while row(2) not in body:
         body += await stream.chunk()
     assert not body.endswith(b",\n")
-    shape.snapshot.add([row(3)])
+    shape.add(row(3))
     shape.snapshot.flush()
     while row(3) not in body:
         body += await stream.chunk()

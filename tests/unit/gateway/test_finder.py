@@ -45,7 +45,7 @@ def described(shape: StoredShape, generation: int = GENERATION) -> None:
 def complete(storage: Path, request: ShapeRequest = REQUEST) -> StoredShape:
     """A shape with a snapshot and two transactions, the second of them beyond what is acknowledged (0/64)."""
     shape = StoredShape(request, storage, 10_000_000)
-    shape.snapshot.add([row(1)])
+    shape.add(row(1))
     shape.snapshot.finish(SNAPSHOT_END_ITEM)
     described(shape)
     shape.commit(90, entry(0))
