@@ -168,7 +168,7 @@ def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
     import structlog
 
     from common.logging import configure_logging
-    from common.process import allow_open_files, die_with_parent
+    from common.process import allow_open_files, die_with_parent, keep_freed_memory
     from common.sockets import EndpointInUse
 
     started = time.monotonic()
@@ -176,6 +176,7 @@ def _run_program(name: str, start: Callable[[Settings], int]) -> NoReturn:
         die_with_parent()
     settings = _settings()
     allow_open_files()
+    keep_freed_memory()
     configure_logging(settings, name)
     faulthandler.enable()
     # For an operator who wonders what a process is doing: kill -USR1.
