@@ -31,8 +31,9 @@ SHARED: Final = 256 * 1024
 PIECE: Final = 256 * 1024
 """Bytes that a thread reads at once."""
 
-GROWTH_POLL: Final = 0.02
-"""Seconds between looks at a snapshot that is being written."""
+GROWTH_POLL: Final = 0.002
+SLOWEST_GROWTH_POLL: Final = 0.02
+"""Seconds between looks at a snapshot that is being written: while it grows, and once it has not grown for a while."""
 
 FIRST_CHUNK_TIMEOUT: Final = 90.0
 NEXT_CHUNK_TIMEOUT: Final = 60.0
@@ -170,6 +171,7 @@ async def await_chunk(header: Callable[[], Header], reader: ShapeReader, chunk: 
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + (NEXT_CHUNK_TIMEOUT if chunk else FIRST_CHUNK_TIMEOUT)
+    pause = GROWTH_POLL
     while True:
         now = header()
         if is_closed(chunk, now):
@@ -180,7 +182,7 @@ async def await_chunk(header: Callable[[], Header], reader: ShapeReader, chunk: 
             return True
         if loop.time() > deadline:
             raise SnapshotStalled
-        await asyncio.sleep(GROWTH_POLL)
+        pause = await _pause(pause)
 
 
 async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> AsyncGenerator[bytes, None]:
@@ -192,6 +194,7 @@ async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk:
     yield b"["
     at = 0
     deadline = loop.time() + GROWTH_TIMEOUT
+    pause = GROWTH_POLL
     with _slicing.size() as most:
         while True:
             # In this order: once the header says closed, the size read after it is final.
@@ -201,12 +204,12 @@ async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk:
                 data = read_chunk(reader, chunk, at, min(most, end - at))
                 at += len(data)
                 yield data
-                deadline = loop.time() + GROWTH_TIMEOUT
+                deadline, pause = loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
             if closed:
                 break
             if loop.time() > deadline:
                 raise SnapshotStalled
-            await asyncio.sleep(GROWTH_POLL)
+            pause = await _pause(pause)
     yield b"]"
 
 
@@ -239,15 +242,21 @@ def closed_pieces(reader: ShapeReader, chunk: int, length: int) -> Iterator[byte
 async def await_closed(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> int:
     """Wait until a chunk is closed and return the length of the body it makes. Raises as :func:`chunk_slices`."""
     loop = asyncio.get_running_loop()
-    size, deadline = -1, loop.time() + GROWTH_TIMEOUT
+    size, deadline, pause = -1, loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
     while not is_closed(chunk, header()):
         before, size = size, _size(reader, chunk)
         if size != before:
-            deadline = loop.time() + GROWTH_TIMEOUT
+            deadline, pause = loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
         elif loop.time() > deadline:
             raise SnapshotStalled
-        await asyncio.sleep(GROWTH_POLL)
+        pause = await _pause(pause)
     return final_size(reader, chunk) - _SEPARATOR + len(b"[]")
+
+
+async def _pause(seconds: float) -> float:
+    """Give the snapshot time to grow; returns how much to give it next, if it has not."""
+    await asyncio.sleep(seconds)
+    return min(2 * seconds, SLOWEST_GROWTH_POLL)
 
 
 def _size(reader: ShapeReader, chunk: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,9 @@ from common.shapelog.layout import SEPARATOR, snapshot_name
 
 BLOCK_BYTES: Final = 256 << 10
 """How many bytes of rows are collected before they go to the file."""
+
+UNSYNCED: Final = 16
+"""How many closed chunks may not be on the disk yet: rows do not wait for it, and descriptors are not used up."""
 
 
 class SnapshotWriter:
@@ -27,6 +31,7 @@ class SnapshotWriter:
         "_buffered",
         "_chunk",
         "_chunk_bytes",
+        "_closed",
         "_directory",
         "_file",
         "_files",
@@ -45,6 +50,8 @@ class SnapshotWriter:
         self._files = files
         self._chunk = 0
         self._file: SyncedFile | None = None
+        self._closed: deque[SyncedFile] = deque()
+        """Those that are whole and not synced yet."""
         self._written = 0
         self._total = 0
         self._buffer: list[bytes] = []
@@ -90,16 +97,22 @@ class SnapshotWriter:
 
     def fail(self) -> None:
         """Give up and tell the readers so. May follow any error, also that of a shape closed meanwhile."""
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, *self._closed):
+            if file is not None:
+                file.close()
         with contextlib.suppress(OSError, ValueError):
             self._header.mark_snapshot_failed()
 
     def sync(self) -> None:
         """After :meth:`finish`: return when the whole snapshot is on the disk. Raises ``OSError``.
 
-        Chunks before the last were synced when they were closed, which spreads the load.
+        Of a large one most chunks were synced on the way, which spreads the load.
         """
+        try:
+            self._sync_closed(0)
+        finally:
+            for file in self._closed:
+                file.close()
         self._header.file.sync()
         self._files.sync_directory(self._directory)
         self._files.sync_directory(self._directory.parent)
@@ -116,11 +129,17 @@ class SnapshotWriter:
         self.flush()
         # Readers first: they need not wait for the disk.
         self._header.close_chunk(complete=complete)
-        file, self._file = self._file, None
-        if file is not None:
+        if self._file is not None:
+            self._closed.append(self._file)
+            self._file = None
+        self._chunk += 1
+        self._written = self._total = 0
+        self._sync_closed(UNSYNCED)
+
+    def _sync_closed(self, left: int) -> None:
+        while len(self._closed) > left:
+            file = self._closed.popleft()
             try:
                 file.sync()
             finally:
                 file.close()
-        self._chunk += 1
-        self._written = self._total = 0
