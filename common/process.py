@@ -10,6 +10,9 @@ import signal
 import sys
 from collections.abc import Callable
 
+EXIT_FATAL = 78
+"""EX_CONFIG of sysexits.h: the exit code for what trying again cannot repair."""
+
 _PR_SET_PDEATHSIG = 1
 
 _ALLOCATOR = (

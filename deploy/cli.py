@@ -8,21 +8,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from common.config import ConfigError, Settings, load_settings
-from deploy.supervision import EXIT_FATAL
+from common.process import EXIT_FATAL
 
 _MINIMUM_LIFE_SECONDS = 2.0
 """A program that fails sooner waits before it exits, so that supervisord's restarts do not eat a core."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(metadata.version("galvanic"), prog_name="galvanic")
+@click.version_option(package_name="galvanic", prog_name="galvanic")
 def main() -> None:
     """Galvanic syncs tables of a Postgres database over HTTP.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from supervisor import childutils
 
-from deploy.supervision import EXIT_FATAL, Supervisor, SupervisorError, fatal_mark
+from common.process import EXIT_FATAL
+from deploy.supervision import Supervisor, SupervisorError, fatal_mark
 
 
 def fatal_program(payload: str, exit_codes: dict[str, int]) -> str | None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from common.config import ConfigError, Settings, load_settings
-from common.process import dying_with_this_process
+from common.process import EXIT_FATAL, dying_with_this_process
 from deploy.development import DevelopmentDatabase, development_directory, prepare_environment
 from deploy.doctor import Finding, examine_database, examine_host
 from deploy.embedded_postgres import EmbeddedPostgresError
 from deploy.sample import TABLE
-from deploy.supervision import CONFIGURATION, EXIT_FATAL, extra_programs, fatal_mark
+from deploy.supervision import CONFIGURATION, extra_programs, fatal_mark
 
 _STOP_SECONDS = 20.0
 """More than the sum of the stopwaitsecs in supervisord.conf."""

@@ -14,9 +14,6 @@ CONFIGURATION = Path(__file__).resolve().parent / "supervisord.conf"
 
 _USER = _PASSWORD = "galvanic"  # as in supervisord.conf; the socket's mode is the access control
 
-EXIT_FATAL = 78
-"""EX_CONFIG of sysexits.h: the exit code for what trying again cannot repair."""
-
 
 class SupervisorError(Exception):
     """supervisord does not run, or refuses; the text says which."""
