@@ -5,6 +5,8 @@ pgoutput speaks 32-bit xids, snapshots 64-bit ones; everything is widened once a
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
@@ -14,6 +16,10 @@ def widen(xid: int, anchor: int) -> int:
     if distance >= 1 << 31:
         distance -= 1 << 32
     return max(anchor + distance, xid & 0xFFFFFFFF)
+
+
+_NONE: Final[frozenset[int]] = frozenset()
+"""Most snapshots show all below their xmax: no set of its own for each shape that has one."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -31,7 +37,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     def parse(text: str) -> Snapshot:
         """Read the output of ``pg_current_snapshot()``. Raises ``ValueError`` on anything else."""
         xmin, xmax, xip = text.split(":")
-        return Snapshot(int(xmin), int(xmax), frozenset(int(part) for part in xip.split(",") if part))
+        running = frozenset(int(part) for part in xip.split(",") if part) if xip else _NONE
+        return Snapshot(int(xmin), int(xmax), running)
 
     def __str__(self) -> str:
         return f"{self.xmin}:{self.xmax}:{','.join(str(xid) for xid in sorted(self.xip))}"

@@ -48,7 +48,42 @@ class HeldBack(NamedTuple):
 
 
 class Shape:
-    """One shape. Used on the worker's loop only."""
+    """One shape. Used on the worker's loop only.
+
+    There may be very many: it has slots, and what follows from other attributes is made when it is asked for.
+    """
+
+    __slots__ = (
+        "_held",
+        "_held_size",
+        "_lines",
+        "_obstacle",
+        "_ops",
+        "_passing",
+        "_schema",
+        "_size",
+        "_storage",
+        "building",
+        "closed_at",
+        "filter",
+        "filter_failed",
+        "filter_until",
+        "handle",
+        "holds_back",
+        "life",
+        "log",
+        "partition",
+        "reason",
+        "request",
+        "selected",
+        "serial",
+        "settling",
+        "skips",
+        "snapshot",
+        "started",
+        "table",
+        "used",
+    )
 
     def __init__(
         self,
@@ -68,8 +103,7 @@ class Shape:
         self.table = table
         self.selected = selected
         self.partition = partition
-        self.relative = shape_directory(partition, handle)
-        self.directory = storage / self.relative
+        self._storage = storage
         self.life = Life.CREATING
         self.reason = ""
         self.filter_failed = False
@@ -97,6 +131,16 @@ class Shape:
         self._obstacle = ""
         self._held: list[HeldBack] = []
         self._held_size = 0
+
+    @property
+    def relative(self) -> str:
+        """Its directory, relative to the storage directory."""
+        return shape_directory(self.partition, self.handle)
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return self._storage / self.relative
 
     @property
     def required(self) -> frozenset[str]:
