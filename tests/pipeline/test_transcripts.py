@@ -18,7 +18,7 @@ from psycopg import sql
 from deploy.embedded_postgres import EmbeddedPostgres
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.stack import REPOSITORY, Stack, free_port
-from tests.pipeline.transcripts import FOLDER, Correspondence, Step, compare, read
+from tests.pipeline.transcripts import FOLDER, Correspondence, Step, compare, decoded, read
 from tests.unit.gateway.cluster import Response, Stream
 
 CATCH_UP_SECONDS: Final = 20.0
@@ -73,6 +73,13 @@ DIFFERENCES: Final = (
     Difference("Database unreachable", "49", "health", "body: .*"),
     Difference("Bodies that are no JSON object", "16", "invalid json", "body: .*Invalid JSON in request body"),
     Difference(
+        "Compression", "44", "200, .*(gzip|zstd).*", r"headers missing: \[\], added: \['content-encoding'\]|etag: "
+    ),
+    Difference("Compression", "44", "400, .*", r"headers missing: \['content-encoding'\], added: \[\]"),
+    Difference(
+        "The last answer of a connection", "46", "response 50", r"headers missing: \[\], added: \['connection'\]"
+    ),
+    Difference(
         "Server-sent events",
         "17|41",
         "SSE starting behind.*|experimental_live_sse|live SSE from behind",
@@ -98,6 +105,24 @@ class Replay:
             for step in read(number):
                 await self._perform(number, step)
 
+    async def run_on_one_connection(self, number: str) -> None:
+        """Ask the same until the server closes the connection: answers are recorded by their number, and the last."""
+        *recorded, closed = read(number)
+        steps = {step.name: step for step in recorded}
+        stream = await self._open(recorded[0])
+        count = 0
+        try:
+            while True:
+                response = await stream.response()
+                count += 1
+                if step := steps.get(f"response {count}"):
+                    self._compare(number, step, response)
+                self._send(stream, recorded[0])
+        except (EOFError, ConnectionError):
+            assert f"closed by the server after {count} responses" in closed.note
+        finally:
+            stream.close()
+
     async def execute(self, statement: str, session: str = "") -> None:
         """Run statements in a session: together one transaction, unless they say otherwise."""
         if session not in self._sessions:
@@ -115,18 +140,20 @@ class Replay:
         elif step.note:
             await self._operate(step.note)
         elif not PENDING.keys() & {number, f"{number} {step.name}"}:
-            self.held.append((number, step.name))
-            response = await self.ask(step, number)
-            cursor = re.search(r"[?&]cursor=(\d+)", step.ask)
-            discrepancies = compare(
-                step,
-                response.status,
-                response.headers,
-                response.raw,
-                self._known,
-                sent_cursor=int(cursor[1]) if cursor else 0,
-            )
-            self.found.extend((number, step.name, discrepancy) for discrepancy in discrepancies)
+            self._compare(number, step, await self.ask(step, number))
+
+    def _compare(self, number: str, step: Step, response: Response) -> None:
+        self.held.append((number, step.name))
+        cursor = re.search(r"[?&]cursor=(\d+)", step.ask)
+        discrepancies = compare(
+            step,
+            response.status,
+            response.headers,
+            response.raw,
+            self._known,
+            sent_cursor=int(cursor[1]) if cursor else 0,
+        )
+        self.found.extend((number, step.name, discrepancy) for discrepancy in discrepancies)
 
     async def _operate(self, note: str) -> None:
         if note.startswith(("server stopped", "stopped")):
@@ -152,19 +179,25 @@ class Replay:
                 response = await (_events(stream, step) if step.is_stream else stream.response())
             finally:
                 stream.close()
+            response = response._replace(raw=decoded(response.headers, response.raw))
             if not _lacks_items(step, response) or time.monotonic() > deadline:
                 return response
             await asyncio.sleep(0.02)
 
     async def _open(self, step: Step) -> Stream:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._stack.port, limit=1 << 24)
+        stream = Stream(reader, writer, step.ask.partition(" ")[0])
+        self._send(stream, step)
+        return stream
+
+    def _send(self, stream: Stream, step: Step) -> None:
         method, _, target = step.ask.partition(" ")
         headers = {"host": "h", **step.headers}
         if step.body is not None:
             headers["content-length"] = str(len(step.body.encode()))
         lines = "".join(f"{name}: {self._known.translate(value)}\r\n" for name, value in headers.items())
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._stack.port, limit=1 << 24)
-        writer.write(f"{method} {self._known.translate(target)} HTTP/1.1\r\n{lines}\r\n{step.body or ''}".encode())
-        return Stream(reader, writer, method)
+        request = f"{method} {self._known.translate(target)} HTTP/1.1\r\n{lines}\r\n{step.body or ''}"
+        stream.writer.write(request.encode())
 
 
 async def _events(stream: Stream, step: Step) -> Response:
@@ -246,6 +279,15 @@ async def test_conversations(database: str, start_stack: StartStack) -> None:
         await held.run("28", "29", "30", "31", "32", "33", "34", "35", "36", "37", "38", "39")
         await held.execute("UPDATE wh SET v = 'v' || id")
         await held.run("11", "15", "16")
+
+
+async def test_compression_and_keep_alive(database: str, start_stack: StartStack) -> None:
+    """Transcripts 44 and 46."""
+    await create_tables(database)
+    stack = await start_stack(database)
+    async with replay(stack, database) as held:
+        await held.run("44")
+        await held.run_on_one_connection("46")
 
 
 async def test_chunks_and_deletion(private_server: EmbeddedPostgres, start_stack: StartStack) -> None:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 FOLDER: Final = Path(__file__).resolve().parents[1] / "transcripts"
 
@@ -121,6 +128,16 @@ class Correspondence:
             yield from self.pair("LSN", their_tx, our_tx)
         elif their_tx != our_tx:
             yield f"offset {ours} for {theirs}"
+
+
+def decoded(headers: Mapping[str, str], body: bytes) -> bytes:
+    """The body as it was before it was compressed."""
+    match headers.get("content-encoding"):
+        case "zstd":
+            return zstd.decompress(body)
+        case "gzip":
+            return zlib.decompress(body, 16 + zlib.MAX_WBITS)
+    return body
 
 
 def compare(

@@ -63,3 +63,5 @@ CREATE TABLE big (id int PRIMARY KEY, pad text);
 CREATE TABLE loglog (id int PRIMARY KEY, pad text);
 INSERT INTO loglog VALUES (0, 'start');
 CREATE TABLE s (id int PRIMARY KEY, v text);
+CREATE TABLE comp_rows (id int PRIMARY KEY, v text);
+INSERT INTO comp_rows SELECT g, 'row ' || g FROM generate_series(1, 600) g;
