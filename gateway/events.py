@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from common.lsn import Offset
 from common.shapelog.layout import SEPARATOR
+from gateway.log import resume_lsn
 from gateway.response import up_to_date
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -39,8 +40,8 @@ def event(item: bytes) -> bytes:
 
 def batch_end(end: Offset) -> bytes:
     """The event that every batch ends with: clients hand over what came before only when they see it, and resume from
-    ``<its LSN>_0``; so it is that of the shape's own last transaction (http-api.md 13.3, 16.8)."""
-    return event(up_to_date(end.tx))
+    ``<its LSN>_0``; so it speaks of the shape's own last transaction (http-api.md 13.3, 16.8)."""
+    return event(up_to_date(resume_lsn(end)))
 
 
 def events(lines: bytes) -> list[bytes]:

@@ -104,6 +104,20 @@ def is_closed(chunk: int, header: Header) -> bool:
     return header.chunks > chunk
 
 
+def resume_lsn(end: Offset) -> int:
+    """The LSN of which clients of events make the offset ``<LSN>_0`` that they resume at, having all up to ``end``.
+
+    Its transaction's own LSN would give them the changes behind its first one again. One more is no commit's LSN, since
+    a commit record is longer than a byte: it lies behind this transaction and before any other, and claims no more.
+    """
+    return end.tx if end.op == 0 else end.tx + 1
+
+
+def _is_end(offset: Offset, last: Offset) -> bool:
+    """Whether ``offset``, though above the log's last one, is the place behind it that :func:`resume_lsn` names."""
+    return not last.is_virtual and offset == (resume_lsn(last), 0)
+
+
 def locate(reader: ShapeReader, offset: Offset) -> Position:
     """What the log has after ``offset``, and its last offset read after that.
 
@@ -111,6 +125,8 @@ def locate(reader: ShapeReader, offset: Offset) -> Position:
     """
     for _ in range(_ATTEMPTS):
         position = Position(reader.after(offset), reader.last())
+        if _is_end(offset, position.last):
+            return Position(position.range._replace(end_offset=offset), offset)
         # Nothing to return, yet behind the end, would send the client round in circles.
         if not position.is_empty or position.range.end_offset >= position.last:
             return position
@@ -118,12 +134,14 @@ def locate(reader: ShapeReader, offset: Offset) -> Position:
 
 
 def rest(reader: ShapeReader, offset: Offset) -> LogRange:
-    """All that the log has after ``offset``, over the ends of chunks; empty, with the log's last offset, if nothing.
+    """All that the log has after ``offset``, over the ends of chunks; empty, with the log's end, if nothing.
 
     It ends with a transaction. Raises ``DamagedLog``, ``OSError``.
     """
     # In this order: what is committed does not change, so the first of two looks sets the end.
     last = reader.after(_BEYOND_ALL)
+    if _is_end(offset, last.end_offset):
+        return last._replace(end_offset=offset)
     return last if last.end_offset <= offset else last._replace(start=reader.after(offset).start)
 
 

@@ -89,15 +89,10 @@ class Timetable:
 
 
 def lifetime(offset: Offset, backlog: LogRange, long_poll_seconds: float) -> float:
-    """How long a stream may last that begins at ``offset``, with this backlog (http-api.md 16.3, 16.4, 16.6).
-
-    The rest of the very transaction that ``offset`` names is no news, but what a client gets again that resumes from an
-    up-to-date: if the stream ended with it, the client would come back to the same place for ever.
-    """
+    """How long a stream may last that begins at ``offset``, with this backlog (http-api.md 16.3, 16.4, 16.6)."""
     if offset > backlog.end_offset:
         return long_poll_seconds / 2
-    is_news = backlog.start < backlog.end and backlog.end_offset.tx != offset.tx
-    return BACKLOG_SECONDS if is_news else STREAM_SECONDS
+    return BACKLOG_SECONDS if backlog.start < backlog.end else STREAM_SECONDS
 
 
 class EventStreams:

@@ -75,14 +75,11 @@ class Lineup:
     ) -> Driver:
         """Opens a `Shape` under a name in the client's driver.
 
-        `place`: handle and offset to go on from; `retry`: what the stream is told to do after an error. Streams of
-        events go on from the first change of their last transaction, so they may see the others twice.
+        `place`: handle and offset to go on from; `retry`: what the stream is told to do after an error.
         """
         driver = await self.driver("client")
         options = self.options(table, sse=way.sse, **params) | dict(place or {})
-        await driver.call(
-            "open", name=name, package=way.package, options=options, strict=place is None and not way.sse, retry=retry
-        )
+        await driver.call("open", name=name, package=way.package, options=options, strict=place is None, retry=retry)
         return driver
 
     async def add_client(self, table: str, way: Way, where: str | None = None) -> Subject:

@@ -55,12 +55,10 @@ class ClientView:
     `monotone_lsn`: `global_last_seen_lsn` may not fall; switch it off where processes are killed, since what only a
     dead process knew may be forgotten. That a change never lies at or below an LSN announced before holds always.
 
-    `offset` is how far what is held reaches; `resume_at` what the next request asks for, which lies before it after
-    server-sent events.
+    `offset` is how far what is held reaches, and what the next request asks for.
     """
 
     offset: Offset
-    resume_at: Offset
 
     def __init__(
         self,
@@ -92,7 +90,7 @@ class ClientView:
 
         ``events``: a live one asks for server-sent events.
         """
-        query = {"table": self.table, "offset": str(self.resume_at), "log": "full"}
+        query = {"table": self.table, "offset": str(self.offset), "log": "full"}
         if self.columns is not None:
             query["columns"] = ",".join(f'"{name}"' for name in (c.replace('"', '""') for c in self.columns))
         if self.where is not None:
@@ -138,7 +136,7 @@ class ClientView:
                 self._take_log(requested, end, payload, raws)
         except Violation as violation:
             raise Violation(f"{violation} (requested {requested}, electric-offset {end})") from None
-        self.offset, self.resume_at = max(self.offset, end), end
+        self.offset = end
         if self.up_to_date:
             self._note_lsn(items[-1]["headers"])
         elif end == requested:
@@ -164,15 +162,16 @@ class ClientView:
         if not parsed or _control(parsed[-1]) != "up-to-date":
             raise Violation(f"a batch does not end with up-to-date: {_short(raws[-1:])}")
         headers = parsed[-2]["headers"] if len(parsed) > 1 else {}
-        if "lsn" not in headers or headers["lsn"] != parsed[-1]["headers"].get("global_last_seen_lsn"):
-            raise Violation(f"up-to-date does not name the LSN of the event before it: {_short(raws[-2:])}")
+        if "lsn" not in headers:
+            raise Violation(f"up-to-date without a change before it: {_short(raws[-2:])}")
         end = Offset(int(headers["lsn"]), headers["op_position"])
         self.up_to_date = True
-        self._take_log(self.resume_at, end, parsed[:-1], raws)
-        self.offset = end
-        # No header comes with it: this is how the official client goes on (http-api.md 16.8).
-        self.resume_at = Offset(end.tx, 0)
+        self._take_log(self.offset, end, parsed[:-1], raws)
         self._note_lsn(parsed[-1]["headers"])
+        # No header comes with it: this is how the official client goes on (http-api.md 16.8), and to nothing twice.
+        self.offset = Offset(self.lsn, 0)
+        if not end <= self.offset <= Offset(end.tx + 1, 0):
+            raise Violation(f"up-to-date does not name the place of the event before it: {_short(raws[-2:])}")
 
     def conflict(self, headers: Mapping[str, str], body: bytes) -> None:
         """Take in a 409: forget all and start again (http-api.md 11)."""
@@ -187,7 +186,7 @@ class ClientView:
 
     def _reset(self, handle: str | None) -> None:
         self.handle = handle
-        self.offset = self.resume_at = BEFORE_ALL
+        self.offset = BEFORE_ALL
         self.cursor = ""
         self.up_to_date = False
         self.rows: dict[str, Row] = {}
@@ -254,9 +253,6 @@ class ClientView:
             if "operation" not in headers:
                 raise Violation(f"not a change: {_short(raw)}")
             offset = Offset(int(headers["lsn"]), headers["op_position"])
-            if self.resume_at < offset <= self.offset and entries.get(offset) == raw:
-                # The rest of the transaction that the last stream of events ended with: as asked for.
-                continue
             if not (requested < offset <= end and self._last_entry < offset):
                 raise Violation(f"entry {offset} is out of order after {self._last_entry}: {_short(raw)}")
             if offset.tx <= self._closed_tx:
@@ -269,7 +265,7 @@ class ClientView:
                 self._closed_tx = offset.tx
         if items and end != offset:
             raise Violation(f"electric-offset is not the last entry's offset {offset}")
-        if not items and end not in (requested, SNAPSHOT_END, self.offset):
+        if not items and end not in (requested, SNAPSHOT_END):
             raise Violation("electric-offset moved without an entry")
         if self.up_to_date and self._moved is not None:
             raise Violation(f"up-to-date between delete and insert of a key change: {self._moved}")

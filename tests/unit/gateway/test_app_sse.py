@@ -89,7 +89,7 @@ async def test_an_idle_stream_has_its_head_at_once_and_then_each_change(world: C
     # Ahead of the shape: live events speak of the shape alone, since clients resume from what the last one says.
     world.worker.apply(9_000, shape.partition)
     world.worker.commit(shape, 5_000, entry(0), entry(2))
-    assert await events.batch() == [0, 2, "5000"]
+    assert await events.batch() == [0, 2, "5001"]
     world.worker.commit(shape, 9_500, entry(4))
     assert await events.batch() == [4, "9500"]
 
@@ -134,28 +134,63 @@ async def test_a_stream_goes_on_over_the_ends_of_chunks(world: Cluster) -> None:
     events = await opened(world, shape, "0_inf")
     await waiting(world)
     world.worker.commit(shape, 500, *[entry(2 * number, pad=100) for number in range(50)])
-    assert await events.batch() == [*range(0, 100, 2), "500"]
-    for lsn in range(600, 700):
+    assert await events.batch() == [*range(0, 100, 2), "501"]
+    for lsn in range(600, 1_600, 10):
         world.worker.commit(shape, lsn, entry(0, pad=30), entry(2, pad=30))
     seen: list[Any] = []
-    while seen[-1:] != ["699"]:
+    while seen[-1:] != ["1591"]:
         seen += await events.batch()
     assert [item for item in seen if not isinstance(item, str)] == [0, 2] * 100
     answer = await world.get(f"offset=0_inf&handle={shape.handle}")
     assert "electric-up-to-date" not in answer.headers, "the chunks were not small enough"
 
 
-async def test_resuming_from_an_up_to_date_repeats_a_transaction_once(world: Cluster) -> None:
+async def test_a_client_resumes_from_an_up_to_date_without_loss_or_repetition(world: Cluster) -> None:
+    """It makes an offset of the LSN that it was told: of a transaction of several changes that would name the first."""
     shape = world.worker.shape()
+    events = await opened(world, shape, "0_inf")
+    await waiting(world)
     world.worker.commit(shape, 500, entry(0), entry(2), entry(4))
-    events = await opened(world, shape, "500_0")
-    assert events.headers["electric-offset"] == "500_0"
-    assert await events.batch() == [2, 4, "500"]
-    # It stays open all the same: the client would come back to the same place.
+    assert await events.batch() == [0, 2, 4, "501"]
+    events.stream.close()
+    again = await opened(world, shape, "501_0")
+    assert again.headers["electric-offset"] == "501_0"
+    assert again.headers["electric-up-to-date"] == ""
+    await waiting(world)
+    # It has no backlog, so it stays open.
     await asyncio.sleep(sse.BACKLOG_SECONDS + 0.2)
     await waiting(world)
-    world.worker.commit(shape, 600, entry(0))
-    assert await events.batch() == [0, "600"]
+    world.worker.commit(shape, 600, entry(0), entry(2))
+    assert await again.batch() == [0, 2, "601"]
+    again.stream.close()
+    world.worker.commit(shape, 700, entry(0))
+    last = await opened(world, shape, "601_0")
+    assert await last.batch() == [0, "700"]
+
+
+async def test_behind_events_everything_else_goes_on_in_the_same_place() -> None:
+    async with cluster() as world:
+        shape = world.worker.shape()
+        world.worker.commit(shape, 500, entry(0), entry(2))
+        for more in ("", "&live=true"):
+            answer = await world.get(f"offset=501_0&handle={shape.handle}{more}")
+            assert answer.status == 200
+            # Neither goes back: clients drop what is not above an LSN that they were told.
+            assert answer.headers["electric-offset"] == "501_0"
+            assert answer.headers["electric-up-to-date"] == ""
+            assert answer.items == [{"headers": {"control": "up-to-date", "global_last_seen_lsn": "501"}}]
+        poll = asyncio.create_task(world.get(f"offset=501_0&handle={shape.handle}&live=true"))
+        await waiting(world)
+        world.worker.commit(shape, 600, entry(0))
+        answer = await poll
+        assert answer.headers["electric-offset"] == "600_0"
+        assert len(answer.items) == 2
+        # Of a log without changes there is no such place.
+        assert (
+            await world.get(f"offset=1_0&handle={world.worker.shape(where='id > 1').handle}&where=id>1")
+        ).status == 400
+        assert (await world.get(f"offset=502_0&handle={shape.handle}")).status == 200
+        assert (await world.get(f"offset=602_0&handle={shape.handle}")).status == 400
 
 
 async def test_a_change_wakes_all_streams_with_the_same_bytes(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +208,7 @@ async def test_a_change_wakes_all_streams_with_the_same_bytes(world: Cluster, mo
     await waiting(world, 13)
     world.worker.commit(shape, 500, entry(0), entry(2))
     for events in streams:
-        assert await events.batch() == [0, 2, "500"]
+        assert await events.batch() == [0, 2, "501"]
     for poll in polls:
         assert len((await poll).items) == 3
     assert [offset for offset, _ in made] == ["0_inf"]
@@ -390,9 +425,9 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         most = 0
         connections = world.gateway._server.connections
         before = len(connections)
-        for lsn in range(500, 700):
+        for lsn in range(500, 2_500, 10):
             world.worker.commit(shape, lsn, *[entry(2 * number, pad=9_000) for number in range(10)])
-            assert (await reading.batch())[-1] == str(lsn)
+            assert (await reading.batch())[-1] == str(lsn + 1)
             buffers = [c.transport.get_write_buffer_size() for c in connections if c.transport is not None]
             most = max(most, *buffers)
         # What the connection takes before it says stop, and one batch that all share.

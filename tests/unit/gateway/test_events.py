@@ -60,7 +60,8 @@ def test_a_separator_on_the_edge_of_a_read(length: int) -> None:
     assert b"".join(sliced(item + b",\n", 0, 8)) == b"data: " + item + b"\n\n"
 
 
-def test_a_batch_ends_with_the_shapes_own_position() -> None:
-    assert events.batch_end(Offset(26719990, 4)) == (
-        b'data: {"headers":{"control":"up-to-date","global_last_seen_lsn":"26719990"}}\n\n'
+@pytest.mark.parametrize(("op", "named"), [(0, b"26719990"), (1, b"26719991"), (4, b"26719991")])
+def test_a_batch_ends_with_the_place_to_resume_from(op: int, named: bytes) -> None:
+    assert events.batch_end(Offset(26719990, op)) == (
+        b'data: {"headers":{"control":"up-to-date","global_last_seen_lsn":"%b"}}\n\n' % named
     )

@@ -23,7 +23,7 @@ def backlog(end: Offset, size: int = 100) -> LogRange:
         (SNAPSHOT_END, backlog(Offset(9, 4)), sse.BACKLOG_SECONDS),
         (Offset(7, 0), backlog(Offset(9, 4)), sse.BACKLOG_SECONDS),
         # Where a client comes back to that resumes from an up-to-date.
-        (Offset(9, 0), backlog(Offset(9, 4)), sse.STREAM_SECONDS),
+        (Offset(10, 0), backlog(Offset(10, 0), 0), sse.STREAM_SECONDS),
         (Offset(9, 6), backlog(Offset(9, 4), 0), 10),
         (Offset(10, 0), backlog(Offset(9, 4), 0), 10),
         (Offset(10, 0), LogRange(0, 0, SNAPSHOT_END), 10),
