@@ -49,9 +49,17 @@ _SAFE = re.compile(r"[\x20-\x7e]+")
 """What may be echoed in a header."""
 
 
-_UPGRADE = re.compile(rb"\r\nu(?=pgrade[ \t]*:)", re.IGNORECASE)
+_UPGRADE = re.compile(rb"\r\nu(?=pgrade:)", re.IGNORECASE)
 """A header that asks for another protocol. Nobody is given one, but aiohttp would take what follows such a request, its
 body first, for that protocol."""
+
+_BEGUN = re.compile(rb"\r\n(u(?:p(?:g(?:r(?:a(?:de?)?)?)?)?)?)\Z", re.IGNORECASE)
+"""The beginning of such a header at the end of a packet."""
+
+_LONGEST_BEGINNING: Final = len(b"\r\nupgrade")
+
+HOLD: Final = 0.5
+"""Seconds for which that beginning waits for the next packet. It may be the end of a body instead."""
 
 LINGER: Final = 2.0
 """Seconds for which what a refused client still sends is taken and dropped. The kernel answers data that nobody reads
@@ -61,7 +69,7 @@ with a reset, which can overtake the answer and even take it away again."""
 class Connection(web.RequestHandler):
     """A client's connection, which is closed after so many requests (http-api.md 1.1)."""
 
-    __slots__ = ("_ended", "send_timeout_ms", "served")
+    __slots__ = ("_ended", "_held", "_last", "_release", "send_timeout_ms", "served")
 
     def __init__(self, *args: object, send_timeout_ms: int = 0, **kwargs: object) -> None:
         """``send_timeout_ms``: after so long without taking anything that waits for it, a client is cut off."""
@@ -69,6 +77,8 @@ class Connection(web.RequestHandler):
         self.send_timeout_ms = send_timeout_ms
         self.served = 0
         self._ended: asyncio.Event | None = None
+        self._last = self._held = b""
+        self._release: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have the kernel cut off a client that takes nothing: also one whose answer was handed over whole."""
@@ -93,11 +103,36 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Hand it to the parser, unless the client was refused."""
         if self._ended is None:
-            # Of the same length, since a body may look like it. One that is cut by a packet's end ends the connection.
-            super().data_received(_UPGRADE.sub(b"\r\nx", data))
+            known = len(self._last)
+            # Of the same length, since a body may look like it.
+            text = _UPGRADE.sub(b"\r\nx", self._last + self._held + data)
+            begun = _BEGUN.search(text, max(0, len(text) - _LONGEST_BEGINNING))
+            end = len(text) if begun is None else begun.start(1)
+            self._last = text[max(0, end - 2) : end]
+            self._hold(text[end:])
+            if end > known:
+                super().data_received(text[known:end])
+
+    def _hold(self, data: bytes) -> None:
+        if self._release is not None:
+            self._release.cancel()
+        self._held = data
+        self._release = asyncio.get_running_loop().call_later(HOLD, self._let_go) if data else None
+
+    def _let_go(self) -> None:
+        held, self._last = self._held, b""
+        self._hold(b"")
+        super().data_received(held)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is closed."""
+        self._hold(b"")
+        super().connection_lost(exc)
 
     def eof_received(self) -> None:
         """The client sends no more."""
+        if self._held:
+            self._let_go()
         super().eof_received()
         if self._ended is not None:
             self._ended.set()
