@@ -437,6 +437,7 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):
     """The request failed: an HTTP status, the JSON body, and patience in seconds for ``retry-after``.
 
     ``known`` marks errors that carry ``electric-internal-known-error``. Status 409 means must-refetch without handle.
+    ``place`` is that of a shape that was made, but has ended since its snapshot could not be taken.
     """
 
     id: int
@@ -444,6 +445,7 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True, kw_only=True):
     body: bytes
     retry_after: int | None = None
     known: bool = False
+    place: Place | None = None
 
 
 class Explanation(msgspec.Struct, tag="explanation", frozen=True):

@@ -162,7 +162,7 @@ class App:
                 query = _parse_query(target.query)
             except UnicodeDecodeError:
                 return False
-            await exchange.answer(await self._explain(query))
+            await self._explain(query, exchange)
         elif route == "openapi" and method in ("GET", "HEAD"):
             await exchange.answer(_DESCRIPTION)
         elif route == "root" and method in ("GET", "HEAD"):
@@ -206,7 +206,7 @@ class App:
         if refused is not None:
             await exchange.answer(refused)
             return
-        shape = await self._reception.shape(exchange, query, ticket)
+        shape = await self._reception.shape(exchange, query, ticket, for_rows=subset is not None)
         if shape is None:
             return
         if subset is None:
@@ -218,9 +218,20 @@ class App:
         """Which budget a request counts against; of all it says, only its handle matters (http-api.md 28.2)."""
         return "existing" if isinstance(handle, str) and self._shapes.exists(handle) else "initial"
 
-    async def _explain(self, query: Mapping[str, Value]) -> Answer:
+    async def _explain(self, query: Mapping[str, Value], exchange: Exchange) -> None:
         if not is_authorized(query, self._secret):
-            return response.UNAUTHORIZED
+            exchange.cors_methods = None
+            await exchange.answer(response.UNAUTHORIZED)
+            return
+        # It costs a worker, and perhaps the database, what a request for a new shape does, but for its snapshot.
+        ticket = self._admission.admit("initial")
+        if ticket is None:
+            await exchange.answer(self._admission.refusal("initial", "read"))
+            return
+        with ticket:
+            await exchange.answer(await self._explanation(query))
+
+    async def _explanation(self, query: Mapping[str, Value]) -> Answer:
         try:
             request = parse_explain_query(query)
         except InvalidRequest as invalid:

@@ -10,6 +10,7 @@ from contextlib import aclosing, closing
 import msgspec
 
 from common.lsn import SNAPSHOT_END, Offset
+from common.messages import Place
 from common.shapelog.layout import DamagedLog
 from common.shapelog.reader import ShapeReader
 from gateway import log, response
@@ -68,6 +69,20 @@ class LiveAnswers:
         """An answer with nothing but the up-to-date item, and a tag that never matches again."""
         fields = self.fields(shape, offset, end, live=live, complete=True, unique=self._unique())
         return Answer(200, fields, b"[" + response.up_to_date(max(seen, end.tx)) + b"]")
+
+    def begun(self, place: Place) -> Answer:
+        """The answer to ``now`` for a shape whose snapshot failed, which a client goes on from as from any other."""
+        fields = response.log_fields(
+            handle=place.handle,
+            requested=None,
+            end=SNAPSHOT_END,
+            live=False,
+            complete=True,
+            policy=self._policy.cache,
+            schema=response.schema_header(place.schema),
+            unique=self._unique(),
+        )
+        return Answer(200, fields, b"[" + response.up_to_date(0) + b"]")
 
     def fields(
         self,

@@ -69,7 +69,7 @@ class Gateway:
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
         self._told = ObstacleLog()
         self._compression = Compression() if settings.compression else None
-        reception = Reception(self._shapes, self._live.ended)
+        reception = Reception(self._shapes, self._live.ended, answers.begun)
         self._app = App(
             service=self._service,
             shapes=self._shapes,

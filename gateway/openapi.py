@@ -364,8 +364,7 @@ def document() -> Json:
     }
     explanation = {
         "200": _response("The explanation.", _ERROR, _json("Explanation")),
-        **{status: _LOG_RESPONSES[status] for status in ("400", "500", "503")},
-        "401": _response("The secret is missing or wrong.", ("cache-control", "content-length"), _json("Failure")),
+        **{status: _LOG_RESPONSES[status] for status in ("400", "401", "500", "503")},
     }
     itself = {"200": _response("This description.", _LENGTH, {"application/json": {"schema": {"type": "object"}}})}
     alive = {"200": _response("Nothing.", ("cache-control", "content-length"))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from common.messages import Refusal
+from common.messages import Place, Refusal
 from gateway import response
 from gateway.admission import Ticket
 from gateway.exchange import Exchange
@@ -26,14 +26,23 @@ def declined(why: Refusal | Unavailable, kind: Kind = "read") -> Answer:
 class Reception:
     """Answers for shapes that cannot be served. Its methods raise ``ConnectionError`` when the client is gone."""
 
-    def __init__(self, shapes: Shapes, ended: Callable[[str], None]) -> None:
-        """``ended`` is told each handle whose shape turned out to be gone."""
+    def __init__(self, shapes: Shapes, ended: Callable[[str], None], begun: Callable[[Place], Answer]) -> None:
+        """``ended`` is told each handle whose shape turned out to be gone; ``begun`` makes the answer to ``now`` for
+        one whose snapshot failed."""
         self._shapes = shapes
         self._ended = ended
+        self._begun = begun
 
-    async def shape(self, exchange: Exchange, query: LogQuery, ticket: Ticket) -> Shape | None:
-        """The shape that a request is about, found or created; ``None`` once it was answered that there is none."""
+    async def shape(self, exchange: Exchange, query: LogQuery, ticket: Ticket, *, for_rows: bool) -> Shape | None:
+        """The shape that a request is about, found or created; ``None`` once it was answered that there is none.
+
+        ``now`` asks for nothing that a snapshot has, so it matters to the next request only that it failed
+        (http-api.md 17.1), unless it is ``for_rows``.
+        """
         found = await self._shapes.obtain(query.shape, query.sent)
+        if isinstance(found, Refusal) and found.place is not None and query.offset is None and not for_rows:
+            await exchange.answer(self._begun(found.place))
+            return None
         if isinstance(found, Refusal | Unavailable):
             await exchange.answer(declined(found))
             return None

@@ -258,6 +258,8 @@ class Creator:
                 self._remedies.offer(error.message, error.remedy)
             if isinstance(error, SnapshotFailed) and error.status == 400:
                 shape.filter_failed = True
+            if refusal.status != 400:
+                refusal.shape = shape
             if not shape.started.done():
                 shape.started.set_exception(refusal)
             reason = error.reason if isinstance(error, SnapshotFailed) else str(error)

@@ -49,7 +49,10 @@ FETCH_SECONDS: Final = 30.0
 
 
 class CannotCreate(Exception):
-    """A shape cannot be had: what to tell the client (http-api.md 8, 25). Status 409: fetch anew, no handle yet."""
+    """A shape cannot be had: what to tell the client (http-api.md 8, 25). Status 409: fetch anew, no handle yet.
+
+    ``shape`` is one that was made, but has ended since its snapshot could not be taken.
+    """
 
     def __init__(
         self, status: int, body: dict[str, object], retry_after: int | None = None, known: bool = False
@@ -59,6 +62,7 @@ class CannotCreate(Exception):
         self.body = orjson.dumps(body)
         self.retry_after = retry_after
         self.known = known
+        self.shape: Shape | None = None
 
 
 def invalid(errors: Mapping[str, object]) -> CannotCreate:
@@ -161,6 +165,7 @@ class Requests:
                 body=refusal.body,
                 retry_after=refusal.retry_after,
                 known=refusal.known,
+                place=None if refusal.shape is None else self._place(request.id, refusal.shape),
             )
         except ShapeEnded as ended:
             if self._moved(request):
@@ -193,7 +198,7 @@ class Requests:
                 return NotOwner(request.id)
             if shape is None or shape.snapshot is None:
                 shape = await self._create(request.request)
-            return await self._place(request.id, shape)
+            return await self._living(request.id, shape)
         number = partition_of_handle(request.handle, holdings.total) if holdings.total else None
         if holdings.total and number is None:
             return Missing(request.id)
@@ -208,7 +213,7 @@ class Requests:
             await self._read(peer, request, shape)
             return None
         if isinstance(request, Resolve):
-            return await self._place(request.id, shape)
+            return await self._living(request.id, shape)
         assert isinstance(request, Delete)
         await self._end(shape, "it was deleted by request")
         return Done(request.id)
@@ -243,13 +248,16 @@ class Requests:
             partition_of(request.request.hash(), holdings.total)
         )
 
-    async def _place(self, number: int, shape: Shape) -> Place:
+    async def _living(self, number: int, shape: Shape) -> Place:
         try:
             self._readable(shape)
         except (DamagedLog, FileNotFoundError) as error:
             await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
         self._touched({shape.handle: 0.0})
+        return self._place(number, shape)
+
+    def _place(self, number: int, shape: Shape) -> Place:
         return Place(
             id=number,
             handle=shape.handle,

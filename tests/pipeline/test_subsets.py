@@ -168,6 +168,17 @@ async def test_subsets_are_answered_as_the_reference_answers(database: str, star
         live = await client.get(**ours, live="true", subset__where="n = 2")
         assert live.ids == ["2"]
         assert "electric-schema" not in live.headers
+        # What Electric calls an error here it does not return (http-api.md 18.8).
+        for name in ("live_sse", "experimental_live_sse"):
+            events = await client.get(**ours, live="true", **{name: "true"}, subset__where="n = 2")
+            assert (events.status, events.ids, events.headers["content-type"]) == (
+                200,
+                ["2"],
+                live.headers["content-type"],
+            )
+            assert events.headers["electric-snapshot"] == "true"
+        alone = await client.get(**ours, live_sse="true", subset__where="n = 2")
+        assert alone.errors == {"live_sse": ["can't be true unless live is also true"]}
         wrong = await client.get(**ours | {"handle": "1-1"}, subset__where="n = 2")
         assert wrong.status == 409
         assert wrong.headers["electric-handle"] == handle

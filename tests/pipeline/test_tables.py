@@ -156,6 +156,13 @@ async def test_generated_columns_that_a_foreign_publication_lacks_are_asked_for(
                 body = await response.json()
                 assert response.status == 503, query
                 assert "does not publish generated columns" in body["message"]
+        # Who begins "now" needs no snapshot, and is told by the next request.
+        async with session.get(f"{stack.url}/v1/shape?table=g&offset=now") as response:
+            assert (response.status, response.headers["electric-offset"]) == (200, "0_inf")
+            handle = response.headers["electric-handle"]
+        resumed = f"{stack.url}/v1/shape?table=g&offset=0_inf&live=true&handle={handle}"
+        async with session.get(resumed) as response:
+            assert response.status == 503
         async with session.get(url + "&columns=id,n&where=n>3") as response:
             assert response.status == 200
         await stack.wait_logged("w00", f'ALTER PUBLICATION \\"{name}\\" SET (publish_generated_columns = stored);')
@@ -163,6 +170,9 @@ async def test_generated_columns_that_a_foreign_publication_lacks_are_asked_for(
         async with session.get(url + "&columns=id&where=twice>6") as response:
             assert response.status == 200
             assert (await response.text()).count('"operation":"insert"') == 6
+        async with session.get(resumed) as response:
+            assert response.status == 409
+            assert response.headers["electric-handle"] != handle
 
 
 async def test_what_cannot_be_a_shape_is_refused_by_name(

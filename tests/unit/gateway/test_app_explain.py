@@ -52,7 +52,26 @@ async def test_an_explanation_needs_the_secret() -> None:
         for path in ("/v1/explain", "/v1//explain", "//v1/%65xplain"):
             denied = await world.ask(f"{path}?table=items")
             assert (denied.status, denied.items) == (401, {"message": "Unauthorized - Invalid API secret"})
+            assert "access-control-allow-origin" not in denied.headers
             assert (await world.ask(f"{path}?table=items&secret=s3cret")).status == 200
+
+
+async def test_explanations_take_turns_with_requests_for_new_shapes() -> None:
+    async with cluster(max_concurrent_requests={"initial": 1, "existing": 1}) as world:
+        shape = world.worker.shape()
+        world.worker.silent = True
+        waits = await world.open("/v1/explain?table=items")
+        await until(lambda: bool(world.worker.asked))
+        world.worker.silent = False
+        for query in ("/v1/explain?table=items", "/v1/shape?table=items&offset=-1"):
+            refused = await world.ask(query)
+            assert refused.status == 503
+            assert refused.items["message"] == "Concurrent initial request limit exceeded (limit: 1), please retry"
+            assert 6 <= int(refused.headers["retry-after"]) <= 10
+        assert (await world.get(f"offset=0_inf&handle={shape.handle}")).status == 200
+        waits.close()
+        await until(lambda: world.gateway._admission.in_flight("initial") == 0)
+        assert (await world.ask("/v1/explain?table=items")).status == 200
 
 
 async def test_any_worker_that_is_there_is_asked(world: Cluster) -> None:

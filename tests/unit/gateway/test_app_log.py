@@ -173,6 +173,28 @@ async def test_now_returns_the_end_and_nothing_else(world: Cluster) -> None:
     assert repeated.status == 200
 
 
+async def test_now_does_not_mind_a_snapshot_that_failed(world: Cluster) -> None:
+    """The next request does: it says why, or has another shape by then."""
+    shape = world.worker.shape()
+    world.worker.end(shape)
+    body = b'{"message":"Database connection not available"}'
+    world.worker.refusal = lambda id: Refusal(id=id, status=503, body=body, retry_after=10, place=shape.place(id))
+    begun = await world.get("offset=now")
+    assert begun.status == 200
+    assert [item["headers"]["control"] for item in begun.items] == ["up-to-date"]
+    assert begun.headers["electric-handle"] == shape.handle
+    assert begun.headers["electric-offset"] == "0_inf"
+    assert begun.headers["electric-has-data"] == "false"
+    assert begun.headers["etag"].startswith(f'"{shape.handle}:now:0_inf:')
+    assert begun.headers["cache-control"] == "public, max-age=60, stale-while-revalidate=300"
+    assert "pr\\u00e9nom" in begun.headers["electric-schema"]
+    subset = "offset=now&subset__limit=1&subset__order_by=id"
+    for query in ("offset=-1", f"offset=0_inf&live=true&handle={shape.handle}", subset):
+        assert (await world.get(query)).raw == body
+    world.worker.refusal = refuse(503, body)
+    assert (await world.get("offset=now")).status == 503, "no shape was made"
+
+
 async def test_another_handle_is_a_conflict_with_the_right_one(world: Cluster) -> None:
     for handle in ("12345678-1700000000000000", "garbage"):
         conflict = await world.get(f"offset=5_0&handle={handle}")

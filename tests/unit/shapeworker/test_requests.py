@@ -168,6 +168,15 @@ async def test_a_refusal_is_passed_on(desk: Desk) -> None:
     assert refusal == Refusal(id=1, status=503, body=orjson.dumps({"message": "later"}), retry_after=7, known=True)
 
 
+async def test_with_the_failure_of_a_snapshot_comes_the_shape_that_was_made(desk: Desk) -> None:
+    desk.outcome = CannotCreate(503, {"message": "later"})
+    desk.outcome.shape = desk.shape
+    refusal = await desk.ask(Ensure(1, REQUEST))
+    assert isinstance(refusal, Refusal)
+    assert refusal.place is not None
+    assert (refusal.place.handle, refusal.place.schema) == (desk.shape.handle, desk.shape.schema)
+
+
 async def test_a_shape_that_ends_on_the_way_is_made_by_the_next_owner_if_its_partition_moves(desk: Desk) -> None:
     desk.outcome = ShapeEnded("its table was truncated")
     refusal = await desk.ask(Ensure(1, REQUEST))
