@@ -7,6 +7,7 @@ commit that has returned is durable.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Any
 
 from tests.simulation.disk import Disk, SimPath
@@ -54,6 +55,12 @@ class SimDatabase:
         cursor = self._raw.execute(statement, parameters)
         self._committed()
         return cursor
+
+    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
+        """Run it for each row, inside a transaction."""
+        assert self._raw.in_transaction
+        for parameters in rows:
+            self.execute(statement, parameters)
 
     def __enter__(self) -> SimDatabase:
         return self

@@ -176,8 +176,10 @@ class Client(SimLoopOwner):
         replica: Any,
         doors: Callable[[], list[Door]],
         on_claim: Callable[[Client], None],
+        rest: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """``on_claim`` is told when an answer said that the client is up to date."""
+        """``on_claim`` is told when an answer said that the client is up to date. ``rest`` is asked before each request
+        for how many seconds the client goes away."""
         super().__init__(process)
         self.name = name
         self.shape = view
@@ -187,11 +189,24 @@ class Client(SimLoopOwner):
         self.last_status = 0
         self._doors = doors
         self._on_claim = on_claim
+        self._rest = rest
+        self.waits_since: float | None = None
+        """Since when its live request has been under way."""
 
     @property
     def scheduler(self) -> Scheduler:
         """The world's."""
         return self.process.scheduler
+
+    async def pass_by(self) -> int:
+        """Ask once, and never again."""
+        await asyncio.sleep(self.scheduler.rng.random() * 6)
+        doors = self._doors()
+        if doors:
+            await self.scheduler.rng.choice(doors).ask(
+                self, "GET", "/v1/shape?" + urlencode(self.view.query(live=False))
+            )
+        return 0
 
     async def run(self) -> int:
         """For ever."""
@@ -202,14 +217,18 @@ class Client(SimLoopOwner):
             if not doors:
                 await asyncio.sleep(0.2)
                 continue
+            if seconds := self._rest():
+                await asyncio.sleep(seconds)
             door = rng.choice(doors)
             query = self.view.query(live=rng.random() < 0.9, events=self.by_events)
+            self.waits_since = self.scheduler.now if "live" in query else None
             if "live_sse" in query:
                 response = await self._stream(door, query)
-                if response is STREAMED:
-                    continue
             else:
                 response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query))
+            self.waits_since = None
+            if response is STREAMED:
+                continue
             status = 0 if response is None else response.status
             self.last_status = status
             self.answers[status] = self.answers.get(status, 0) + 1

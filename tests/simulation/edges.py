@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
 import gateway.finder
 import gateway.gateway
 import gateway.shapes
+import gateway.touches
 import gateway.workers
+import ingester.eviction
 import ingester.fanout
 import ingester.feed
 import ingester.group
@@ -36,6 +38,7 @@ import shapeworker.announcer
 import shapeworker.apply
 import shapeworker.catalog
 import shapeworker.creation
+import shapeworker.eviction
 import shapeworker.main
 import shapeworker.reconciler
 import shapeworker.snapshot
@@ -143,6 +146,10 @@ class SimLog:
         return line
 
 
+EVICTION_QUIET: Final = 1.5
+"""Seconds without use after which one shape of too many may end."""
+
+
 @contextmanager
 def replaced(
     scheduler: Scheduler,
@@ -224,10 +231,16 @@ def replaced(
         (shapeworker.apply, "SPILL_BYTES", sizes["spill"]),
         (shapeworker.apply, "HELD_BYTES", sizes["held"]),
         (writer, "BUFFER_BYTES", sizes["buffer"]),
+        # Shapes end after a second and a half without use instead of fifteen.
+        (gateway.touches, "EVERY", 0.5),
+        (shapeworker.eviction, "QUIET", EVICTION_QUIET),
+        (ingester.eviction, "EVERY", 1.0),
+        (ingester.eviction, "AGAIN", 0.1),
     ]
     clock = SimTime(scheduler)
     # Bound when the class was made.
     edges.append((shapeworker.catalog.Catalog.__init__, "__defaults__", (shapeworker.catalog.connect, clock.time_ns)))
+    edges.append((shapeworker.eviction.Eviction.__init__, "__defaults__", (clock.time,)))
     chance = random.Random(scheduler.rng.random())
     tokens = SimpleNamespace(token_hex=lambda size: f"{chance.getrandbits(8 * size):0{2 * size}x}")
     locks = SimpleNamespace(Lock=lambda: SimLock(lambda: scheduler))

@@ -23,6 +23,9 @@ from shapeworker.catalog import ACTIVE, CREATING, ENDED, Catalog, ShapeRow
 from tests.simulation.disk import Disk, Node, SimPath
 from tests.simulation.postgres import COLUMNS, TRUNCATE, UPDATE, Change, Row, Server, Transaction
 
+EVICTED: Final = "there are "
+"""How the reason begins why one shape of too many ends."""
+
 ENDINGS: Final = (
     "it was deleted by request",
     "its table was truncated",
@@ -32,6 +35,8 @@ ENDINGS: Final = (
     "a new shape took its place",
     # Active on the disk already, but its worker had not heard of that yet when the partition moved.
     "its worker gave the partition away before it was complete",
+    # ELECTRIC_MAX_SHAPES: see on_eviction.
+    EVICTED,
 )
 """Why an active shape may end here. Whatever else ends one is something that the product should have survived."""
 
@@ -77,6 +82,8 @@ class Oracle:
         self._ends: dict[int, tuple[tuple[int, int], Offset]] = {}
         self._whole: set[str] = set()
         self.fail: Callable[[BaseException], None]
+        self.on_eviction: Callable[[ShapeRow, int], None]
+        """Is told a shape that ended for being one too many, and how many there were with it."""
         self.rows: dict[str, dict[str, ShapeRow]] = {}
         """Partition → handle → what its catalog says durably."""
         self._handles: set[str] = set()
@@ -93,6 +100,9 @@ class Oracle:
         catalog._db = self._disk.catalogs[partition]
         before = self.rows.get(partition, {})
         now = self.rows[partition] = {row.handle: row for row in catalog.rows()}
+        alive = self.alive() + sum(
+            row.state == ENDED and row.handle in before and before[row.handle].state != ENDED for row in now.values()
+        )
         live: dict[ShapeRequest, str] = {}
         for row in now.values():
             if row.state != ENDED and live.setdefault(row.request, row.handle) != row.handle:
@@ -104,8 +114,15 @@ class Oracle:
                 self._handles.add(row.handle)
             elif was.state == ACTIVE and row.state == ENDED and not (row.reason or "").startswith(ENDINGS):
                 self.fail(AssertionError(f"the active shape {row.handle} ends: {row.reason}"))
+            elif was.state == ACTIVE and row.state == ENDED and (row.reason or "").startswith(EVICTED):
+                self.on_eviction(row, alive)
+                alive -= 1
             elif was.state != row.state and (was.state, row.state) not in _STEPS:
                 self.fail(AssertionError(f"{row.handle} goes from {was.state} to {row.state}"))
+
+    def alive(self) -> int:
+        """How many shapes there are."""
+        return sum(row.state != ENDED for rows in self.rows.values() for row in rows.values())
 
     # ---- history
 

@@ -221,6 +221,24 @@ MUTATIONS: Final = (
         "return reader.after(offset)",
     ),
     Mutation(
+        "more shapes end than there are too many",
+        "shapeworker/eviction.py",
+        "first, self._offered = self._offered[: evict.count], []",
+        "first, self._offered = self._offered, []",
+    ),
+    Mutation(
+        "shapes that nobody uses do not end although there are too many",
+        "shapeworker/eviction.py",
+        "if evict.round != self._round:",
+        "if evict.round == self._round:",
+    ),
+    Mutation(
+        "shapes end while clients wait for them",
+        "shapeworker/eviction.py",
+        "now - shape.used >= QUIET and shape.life is Life.ACTIVE and not self._is_waited_on(shape.handle)",
+        "shape.life is Life.ACTIVE",
+    ),
+    Mutation(
         "two shapes may live for one request",
         "shapeworker/catalog.py",
         "\"WHERE request = ? AND state <> 'ended'\"",

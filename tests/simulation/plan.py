@@ -36,3 +36,6 @@ class Plan:
         }
         self.chunk_bytes = rng.choice((300, 2000, 100_000))
         self.long_poll_ms = rng.choice((500, 3000, 20_000))
+        self.max_shapes = rng.choice((None, None, 1, 3))
+        """With it, some clients ask once and never again, and the others go away for a while."""
+        self.passers = 0 if self.max_shapes is None else rng.randint(2, 8)

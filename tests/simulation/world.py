@@ -25,7 +25,7 @@ from shapeworker.catalog import ACTIVE, ShapeRow
 from tests.simulation.clients import Client, Door
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, SimPath
-from tests.simulation.edges import replaced
+from tests.simulation.edges import EVICTION_QUIET, replaced
 from tests.simulation.faults import Faults
 from tests.simulation.network import Network
 from tests.simulation.oracle import Cut, Oracle, View, cut_of
@@ -76,11 +76,13 @@ class World:
             chunk_bytes=plan.chunk_bytes,
             long_poll_timeout_ms=plan.long_poll_ms,
             integration_testing=True,
+            max_shapes=plan.max_shapes,
             stream_endpoint="tcp://ingester:1",
             status_endpoint="tcp://ingester:2",
         ).model_copy(update={"storage_dir": self.storage, "run_dir": SimPath("run")})
         self.oracle = Oracle(self.server, self.disk, self.storage)
         self.oracle.fail = self.scheduler.fail
+        self.oracle.on_eviction = self._on_eviction
         CheckedWatermark.oracle = self.oracle
         self.writers = Writers(self.server, rng, plan)
         self.alive: dict[str, Process] = {}
@@ -106,6 +108,8 @@ class World:
             self.writers.start()
             for _ in range(plan.clients):
                 self.add_client()
+            for _ in range(plan.passers):
+                self._let_pass()
             faults = Faults(self)
             for _ in range(plan.faults):
                 scheduler.after(self.rng.uniform(1, plan.seconds), faults.one)
@@ -147,6 +151,11 @@ class World:
                 )
         if server.slot.confirmed < server.flush:
             return f"INV-8: the slot is at {server.slot.confirmed}, the server at {server.flush}"
+        used = len({client.view.handle for client in self.clients})
+        if self.plan.max_shapes is not None and self.oracle.alive() > max(used, self.plan.max_shapes):
+            return (
+                f"there are {self.oracle.alive()} shapes, of which clients use {used}, at most {self.plan.max_shapes}"
+            )
         for door in self.doors.values():
             status, body = door.gateway._service.health(self.scheduler.now)
             if status != 200:
@@ -248,17 +257,49 @@ class World:
     # ---- clients
 
     def add_client(self) -> None:
-        """One more."""
-        name = f"c{len(self.clients)}"
+        """One more that stays."""
+        client = self._client(f"c{len(self.clients)}")
+        self.clients.append(client)
+        client.process.start(client.run, lambda _: None)
+
+    def _let_pass(self) -> None:
+        client = self._client("passer")
+        client.process.start(client.pass_by, lambda _: None)
+
+    def _rest(self) -> float:
+        if self.calm or self.plan.max_shapes is None or self.rng.random() > 0.1:
+            return 0.0
+        return self.rng.uniform(0, 6)
+
+    def _client(self, name: str) -> Client:
         rng = self.rng
         columns = rng.choice((None, ("id", "a"), ("id", "b"), ("a", "b", "id")))
         view = View(rng.choice(list(self.server.tables)), ("a", "b", "id") if columns is None else columns)
         view = View(view.table, tuple(sorted(view.selected)))
         process = Process(self.scheduler, name)
         replica = rng.choice(("default", "default", "full"))
-        client = Client(process, name, view, columns, replica, lambda: list(self.doors.values()), self._on_claim)
-        self.clients.append(client)
-        process.start(client.run, lambda _: None)
+        doors = lambda: list(self.doors.values())  # noqa: E731
+        return Client(process, name, view, columns, replica, doors, self._on_claim, self._rest)
+
+    def _on_eviction(self, row: ShapeRow, alive: int) -> None:
+        """Of too many shapes one ended: there are too many, and nobody waits for that one.
+
+        Where something goes wrong, a worker may hear late of either; all that clients see of it is a 409.
+        """
+        most, now = self.plan.max_shapes, self.scheduler.now
+        if most is None:
+            self.scheduler.fail(AssertionError(f"{row.handle} ends without a limit: {row.reason}"))
+        elif self.plan.faults == 0:
+            if alive <= most:
+                self.scheduler.fail(
+                    AssertionError(f"{row.handle} ends, although there are {alive} shapes: {row.reason}")
+                )
+            for client in self.clients:
+                since = client.waits_since
+                if client.view.handle == row.handle and since is not None and now - since > EVICTION_QUIET:
+                    self.scheduler.fail(
+                        AssertionError(f"{row.handle} ends, although {client.name} waits: {row.reason}")
+                    )
 
     def _on_claim(self, client: Client) -> None:
         """INV-42: whoever is told that it is up to date at an LSN has everything up to there."""
