@@ -166,8 +166,8 @@ async def test_keepalives_go_on_while_the_stream_waits(
         names = stack.workers if standing == "workers" else stack.workers[:1]
         stack.pause(*names)
         try:
-            # More than all credits together, so that the stream does wait.
-            large = asyncio.create_task(fleet.workload.large(300_000))
+            # More than the credit of a worker, so that the stream does wait.
+            large = asyncio.create_task(fleet.workload.large(10_000, width=2_000))
             await asyncio.sleep(seconds)
         finally:
             stack.resume(*names)

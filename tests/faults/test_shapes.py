@@ -22,7 +22,7 @@ from tests.pipeline.workload import Workload
 pytestmark = pytest.mark.timeout(600)
 
 CLIENTS = 1000
-SHAPES, DESCRIPTORS = 1000, 512
+SHAPES, DESCRIPTORS = 700, 512
 
 
 @contextlib.asynccontextmanager
@@ -109,7 +109,7 @@ async def test_made_and_deleted_in_a_loop(database: str, start_stack: StartStack
         workload.start()
         await fleet.current()
         handles = []
-        for number in range(150):
+        for number in range(100):
             table = ("items", "pairs", "late_0", "bare")[number % 4]
             async with session.get(f"v1/shape?table={table}&offset=-1") as response:
                 assert response.status == 200, await response.text()

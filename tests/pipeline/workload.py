@@ -66,14 +66,18 @@ class Workload:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def large(self, rows: int = 100_000) -> None:
-        """Two transactions: `rows` inserts with a savepoint undone and one kept, then deletes of a third of them."""
+    async def large(self, rows: int = 100_000, width: int = 0) -> None:
+        """Two transactions: `rows` inserts with a savepoint undone and one kept, then deletes of a third of them.
+
+        `width`: bytes more in each row. What many rows cost a test is reading them.
+        """
         self.stats["large begun"] += 1
         batch = self.stats["large begun"]
         async with await psycopg.AsyncConnection.connect(self.url) as connection:
             await connection.execute(
-                "INSERT INTO bulk SELECT %(base)s + i, %(batch)s, 'v' || i FROM generate_series(1, %(rows)s) i",
-                {"base": batch * 10_000_000, "batch": batch, "rows": rows},
+                "INSERT INTO bulk SELECT %(base)s + i, %(batch)s, 'v' || i || repeat('x', %(width)s) "
+                "FROM generate_series(1, %(rows)s) i",
+                {"base": batch * 10_000_000, "batch": batch, "rows": rows, "width": width},
             )
             with contextlib.suppress(psycopg.Rollback):
                 async with connection.transaction():
