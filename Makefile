@@ -2,7 +2,8 @@
 # make test         all tests but the long ones, two files at a time
 # make test-faults  the long ones: real processes under faults, for minutes
 # make test-where   the filter language against Postgres: 100 000 generated expressions
-# make bench        how fast it is: minutes, and nothing else should load the machine
+# make bench        how fast it is, beside its limits: half an hour, and nothing else should load the machine
+# make bench-clauses, make bench-plots  the same by kind of filter, and over numbers of shapes, clients and rows
 # make simulate     crash simulations, ten thousand seeds each: an hour or so
 # make lint         style and types
 
@@ -11,7 +12,7 @@ VENV := .venv
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test test-faults test-where bench simulate lint
+.PHONY: install run test test-faults test-where bench bench-clauses bench-plots simulate lint
 
 install: $(STAMP)
 
@@ -38,6 +39,13 @@ test-where: install
 
 bench: install
 	$(VENV)/bin/python -m tests.bench
+	$(VENV)/bin/python -m tests.bench.document
+
+bench-clauses: install
+	$(VENV)/bin/python -m tests.bench.by_clause
+
+bench-plots: install
+	$(VENV)/bin/python -m tests.bench.sweeps
 
 simulate: install
 	$(VENV)/bin/python -m tests.simulation.storage --seeds 10000
