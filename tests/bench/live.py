@@ -15,14 +15,20 @@ from tests.bench import limits
 from tests.bench.case import Case, Measure, Running, Sample, Scale
 from tests.bench.latency import Latencies
 from tests.bench.program import Program
-from tests.bench.reading import end_of
+from tests.bench.reading import client_of, end_of
 from tests.bench.rows import Writer
 from tests.bench.site import Target
 from tests.bench.usage import Meter, pss_mb
 
 _PAUSE: Final = 0.01
 _PAUSE_PER_CLIENT: Final = 0.0002
-"""Seconds from the requests to the write that answers them: until then all of them wait at the server."""
+"""Seconds from the requests to the write that answers them: until then all of them are to wait at the server."""
+
+_QUIET: Final = 0.02
+_QUIET_TIMES: Final = 3
+_QUIET_WITHIN: Final = 10.0
+"""A server with many clients has dealt with their requests when it answers others within ``_QUIET`` seconds, so often.
+Nobody waits longer than ``_QUIET_WITHIN`` for that, since long-polls would be over."""
 
 _marks = itertools.count(1)
 
@@ -81,6 +87,9 @@ class Live:
                 load.say(mark=mark)
                 await load.hear()
                 await asyncio.sleep(_PAUSE + self._clients * _PAUSE_PER_CLIENT)
+                # The bare pipe keeps whatever it is asked, and takes no longer than the pause.
+                if database != self._target.limit_database and self._clients > 1:
+                    await _quiet(self._target)
                 if before and number == 0:
                     after = _memory(self._target)
                     grown = after["gateway"] - before["gateway"]
@@ -101,6 +110,16 @@ class Live:
         if before:
             values |= {"memory MB": total, "KB/client": grown * 1000 / self._clients}
         return Sample(values, self._clients * self._rounds, meter.read(), latencies)
+
+
+async def _quiet(target: Target) -> None:
+    client = client_of(target)
+    until, times = time.monotonic() + _QUIET_WITHIN, 0
+    while times < _QUIET_TIMES and time.monotonic() < until:
+        begun = time.monotonic()
+        await client.get("/v1/health")
+        times = times + 1 if time.monotonic() - begun < _QUIET else 0
+    client.connection.close()
 
 
 def _memory(target: Target) -> dict[str, float]:
