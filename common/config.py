@@ -148,6 +148,7 @@ class Settings(BaseSettings):
     run_dir: Path = _from("GALVANIC_RUN_DIR", default=Path("run"))
     stream_endpoint: str = _from("GALVANIC_STREAM_ENDPOINT", default="")
     status_endpoint: str = _from("GALVANIC_STATUS_ENDPOINT", default="")
+    metrics_endpoint: str = _from("GALVANIC_METRICS_ENDPOINT", default="")
     worker_host: str | None = _from("GALVANIC_WORKER_HOST")
     log_level: Literal["debug", "info", "warning", "error"] = _from("ELECTRIC_LOG_LEVEL", default="info")
     log_format: Literal["text", "json"] = _from("GALVANIC_LOG_FORMAT", default="text")
@@ -251,6 +252,9 @@ class Settings(BaseSettings):
         )
         self.status_endpoint = _checked_endpoint(
             "GALVANIC_STATUS_ENDPOINT", self.status_endpoint or _ipc_endpoint(self.run_dir, "status.sock")
+        )
+        self.metrics_endpoint = _checked_endpoint(
+            "GALVANIC_METRICS_ENDPOINT", self.metrics_endpoint or _ipc_endpoint(self.run_dir, "metrics.sock")
         )
         return self
 

@@ -20,6 +20,11 @@ _MINIMUM_LIFE_SECONDS = 2.0
 """A program that fails sooner waits before it exits, so that supervisord's restarts do not eat a core."""
 
 
+_RUN_DIR = click.option(
+    "--run-dir", type=click.Path(path_type=Path), envvar="GALVANIC_RUN_DIR", default=Path("run"), show_default=True
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="galvanic", prog_name="galvanic")
 def main() -> None:
@@ -55,9 +60,7 @@ def check() -> None:
 
 @main.command()
 @click.argument("workers", type=click.IntRange(1, 64))
-@click.option(
-    "--run-dir", type=click.Path(path_type=Path), envvar="GALVANIC_RUN_DIR", default=Path("run"), show_default=True
-)
+@_RUN_DIR
 def scale(workers: int, run_dir: Path) -> None:
     """Change the number of shapeworkers of the Galvanic that runs."""
     from deploy.scaling import scale as scale_workers
@@ -71,6 +74,57 @@ def scale(workers: int, run_dir: Path) -> None:
     for step in steps:
         click.echo(f"{step.action} {worker_name(step.number)}")
     click.echo(f"{workers} workers")
+
+
+@main.command()
+@_RUN_DIR
+def status(run_dir: Path) -> None:
+    """Show all processes of the Galvanic that runs; exit with 1 unless all is well.
+
+    busy: share of the last 10 s in which the event loop did not wait. lag: most that a timer was late in the last
+    minute. cpu: share of a core since the start.
+    """
+    from deploy.status import ask_all, is_well, shown
+
+    answers = ask_all(run_dir.absolute())
+    if not answers:
+        _fail(f"no process in {run_dir.absolute()}; --run-dir or GALVANIC_RUN_DIR names the directory", 1)
+    click.echo(shown(answers))
+    sys.exit(0 if is_well(answers) else 1)
+
+
+@main.command()
+@click.argument("process")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=10.0, show_default=True)
+@click.option("--rate", type=click.IntRange(1, 1000), default=200, show_default=True, help="Looks per second.")
+@click.option("--top", type=click.IntRange(1), default=25, show_default=True, help="Functions to show.")
+@click.option("--threads", is_flag=True, help="Look at all threads, not only at the one with the event loop.")
+@click.option(
+    "--folded",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write the stacks to this file, for flame graphs (flamegraph.pl, speedscope.app).",
+)
+@_RUN_DIR
+def profile(
+    process: str, seconds: float, rate: int, top: int, threads: bool, folded: Path | None, run_dir: Path
+) -> None:
+    """Show where the time of a running PROCESS goes: ingester, w00, g00 …, as galvanic status lists them.
+
+    Safe in production: the process goes on, and takes some ten microseconds for each look.
+    """
+    from common.control import ProfileAnswer, ProfileQuestion
+    from deploy import profile as report
+    from deploy.control_client import NoAnswer, ask, own_name
+
+    name = own_name(process)
+    try:
+        answer = ask(run_dir.absolute(), name, ProfileQuestion(seconds, rate, threads), seconds)
+    except NoAnswer as error:
+        _fail(str(error), 1)
+    assert isinstance(answer, ProfileAnswer)
+    if folded is not None:
+        folded.write_text(report.folded(answer.profile))
+    click.echo(report.shown(name, answer.profile, top))
 
 
 @main.command()

@@ -19,6 +19,8 @@ from gateway.response import JSON, NO_CACHE, NO_STORE, Answer, Kind
 
 Budget = Literal["initial", "existing"]
 
+BUDGETS: Final[tuple[Budget, ...]] = ("initial", "existing")
+
 RECENT: Final = 10.0
 """Seconds for which a refusal is told in ``/v1/health``."""
 
@@ -114,6 +116,14 @@ class Admission:
     def in_flight(self, budget: Budget) -> int:
         """How many requests of this kind are under way."""
         return self._counts[budget].in_flight
+
+    def limit(self, budget: Budget) -> int:
+        """How many there may be."""
+        return self._counts[budget].limit
+
+    def refused(self, budget: Budget) -> int:
+        """How many were refused so far."""
+        return self._counts[budget].refused
 
     def refusal(self, budget: Budget, kind: Kind) -> Answer:
         """The answer to a request that was not let in (http-api.md 21, 25, 28.3)."""

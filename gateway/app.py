@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, Literal
@@ -12,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from common.messages import Refusal
+from common.obstacles import Obstacle
 from common.subset import SubsetRequest
 from gateway import openapi, response
 from gateway.admission import Admission, Budget, Ticket
@@ -20,6 +22,7 @@ from gateway.checks import Checks
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery
 from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
+from gateway.measures import Traffic
 from gateway.query_string import Value, parse_query, parse_target
 from gateway.reception import Reception, declined
 from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_explain_query, parse_log_query
@@ -95,6 +98,8 @@ class App:
         service: Service,
         shapes: Shapes,
         admission: Admission,
+        traffic: Traffic,
+        obstacles: Callable[[], list[Obstacle]],
         checks: Checks,
         reception: Reception,
         delivery: Delivery,
@@ -105,10 +110,12 @@ class App:
         send_timeout: float,
         requests_per_connection: int,
     ) -> None:
-        """``send_timeout`` in seconds."""
+        """``send_timeout`` in seconds. ``obstacles``: what is in the way of this gateway, for ``/v1/health``."""
         self._service = service
         self._shapes = shapes
         self._admission = admission
+        self._traffic = traffic
+        self._obstacles = obstacles
         self._checks = checks
         self._reception = reception
         self._delivery = delivery
@@ -126,6 +133,7 @@ class App:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Never raises for what a client can do."""
+        began = time.monotonic()
         exchange = Exchange(request, stays_open=self._stays_open(request), send_timeout=self._send_timeout)
         try:
             if not await self._dispatch(request, exchange):
@@ -136,6 +144,10 @@ class App:
             path, _, _ = request.raw_path.partition("?")
             log.error("request failed", request=exchange.id, method=request.method, path=path, exc_info=error)
             await self._fail(exchange)
+        finally:
+            # Also when the client has gone, and with it this task, after the answer was begun.
+            if exchange.live is not None and exchange.status:
+                self._traffic.add(exchange.status, exchange.live, time.monotonic() - began)
         return exchange.sent()
 
     async def _dispatch(self, request: web.BaseRequest, exchange: Exchange) -> bool:
@@ -152,9 +164,10 @@ class App:
                 query = _parse_query(target.query)
             except UnicodeDecodeError:
                 return False
+            exchange.live = query.get("live") == "true"
             await self._shape(request, target.query, query, exchange)
         elif route == "health" and method in ("GET", "HEAD"):
-            notes = [obstacle.text for obstacle in self._admission.obstacles()]
+            notes = [obstacle.text for obstacle in self._obstacles()]
             status, body = self._service.health(asyncio.get_running_loop().time(), notes)
             await exchange.answer(Answer(status, _HEALTH_FIELDS, body))
         elif route == "explain" and method in ("GET", "HEAD"):

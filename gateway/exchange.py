@@ -202,7 +202,9 @@ class Exchange:
         "head_only",
         "id",
         "is_post",
+        "live",
         "started",
+        "status",
     )
 
     def __init__(self, request: web.BaseRequest, *, stays_open: Callable[[], bool], send_timeout: float) -> None:
@@ -220,6 +222,10 @@ class Exchange:
         self.id = self._given_id() or secrets.token_urlsafe(15)
         """Tells this request from others, in its answer and in our log."""
         self.started = False
+        self.status = 0
+        """Of the answer, once it was started."""
+        self.live: bool | None = None
+        """Whether it is a live request, for one about a shape."""
 
     @property
     def measured(self) -> bool:
@@ -349,6 +355,7 @@ class Exchange:
             await write(pieces[-1])
 
     def _head(self, answer: Answer, lines: str, *, lasting: bool = False) -> bytes:
+        self.status = answer.status
         fields = answer.fields
         common = f"date: {_date(int(time.time()))}\r\nx-request-id: {self.id}\r\nelectric-server: {SERVER}\r\n"
         if answer.status != 204:

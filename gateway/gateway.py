@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from common.config import Settings
 from common.messages import STATUS_TOPIC, decode_status
-from common.obstacles import ObstacleLog
+from common.obstacles import Obstacle, ObstacleLog
 from common.sockets import Channel, connected
 from gateway.admission import Admission, short_of_files
 from gateway.app import App
@@ -24,6 +25,7 @@ from gateway.delivery import Delivery, LiveAnswers, Policy
 from gateway.exchange import Connection
 from gateway.hints import Hints
 from gateway.live import Live
+from gateway.measures import Measures, Traffic
 from gateway.progress import Progress
 from gateway.reception import Reception
 from gateway.response import CachePolicy
@@ -52,7 +54,10 @@ BACKLOG: Final = 4_096
 class Gateway:
     """One HTTP process. Make it, :meth:`start` and :meth:`stop` it on one running loop."""
 
-    def __init__(self, settings: Settings, context: zmq.Context[Any]) -> None:
+    def __init__(
+        self, settings: Settings, context: zmq.Context[Any], obstacles: Callable[[], list[Obstacle]] = list
+    ) -> None:
+        """``obstacles``: what the process around it sees in its way."""
         loop = asyncio.get_running_loop()
         self._settings = settings
         self._context = context
@@ -67,13 +72,17 @@ class Gateway:
         used = None if self._touches is None else self._touches.add
         self._shapes = Shapes(settings.storage_dir, self._service, self._workers, used)
         self._admission = Admission(settings.max_concurrent_requests, loop.time)
+        self._obstacles_around = obstacles
         self._told = ObstacleLog()
+        traffic = Traffic()
         self._compression = Compression() if settings.compression else None
         reception = Reception(self._shapes, self._live.ended, answers.begun)
         self._app = App(
             service=self._service,
             shapes=self._shapes,
             admission=self._admission,
+            traffic=traffic,
+            obstacles=self._obstacles,
             reception=reception,
             delivery=Delivery(reception, self._live, answers, policy, self._compression),
             checks=Checks(self._shapes),
@@ -87,6 +96,7 @@ class Gateway:
         self._status: Channel | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._server = _Server(self._app, settings.tcp_read_timeout, settings.tcp_send_timeout)
+        self.measures = Measures(traffic, self._admission, self._live, lambda: len(self._server.connections))
         self._runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN_TIMEOUT)
 
     async def start(self) -> None:
@@ -151,7 +161,10 @@ class Gateway:
         self._live.advance(loop.time())
         if self._touches is not None:
             self._touches.advance(self._shapes.in_use())
-        self._told.tell(loop.time(), self._admission.obstacles())
+        self._told.tell(loop.time(), self._obstacles())
+
+    def _obstacles(self) -> list[Obstacle]:
+        return [*self._admission.obstacles(), *self._obstacles_around()]
 
 
 class _Server(web.Server):

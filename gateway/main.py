@@ -10,6 +10,7 @@ import uvloop
 import zmq
 
 from common.config import Settings
+from common.instruments import Instruments
 from gateway.gateway import Gateway
 
 log = structlog.get_logger(__name__)
@@ -22,12 +23,19 @@ def main(settings: Settings, gateway_id: str) -> int:
 
 
 async def _serve(settings: Settings, gateway_id: str) -> int:
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    async with Instruments(settings, gateway_id) as instruments:
+        return await _serve_measured(settings, gateway_id, instruments)
+
+
+async def _serve_measured(settings: Settings, gateway_id: str, instruments: Instruments) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     context = zmq.Context()
-    gateway = Gateway(settings, context)
+    gateway = Gateway(settings, context, instruments.obstacles)
+    instruments.watch(gateway.measures)
     try:
         try:
             await gateway.start()

@@ -93,6 +93,16 @@ class Fanout:
         """A recent 64-bit transaction id, to widen the stream's 32-bit ones by."""
         self._anchor = xid
 
+    @property
+    def changes(self) -> int:
+        """How many published changes the transaction has that passes or passed last."""
+        return self._index
+
+    @property
+    def committed_us(self) -> int:
+        """When it was committed: Postgres' clock, microseconds since 2000-01-01."""
+        return self._committed_us
+
     # ---- epochs and subscriptions
 
     def start_epoch(
@@ -199,6 +209,11 @@ class Fanout:
     def dealt(self) -> dict[str, int]:
         """How many bytes of frames of this epoch each worker has dealt with."""
         return {lane.worker: lane.dealt for lane in self._lanes.values()}
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """How many bytes each worker was sent in this epoch and has not dealt with yet."""
+        return {lane.worker: lane.passed - lane.dealt for lane in self._lanes.values()}
 
     # ---- the stream
 

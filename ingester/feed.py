@@ -17,10 +17,11 @@ import structlog
 from common import pgoutput
 from common.config import Settings
 from common.crash import CrashOnly
+from common.metrics import Histogram, Sample, one
 from common.postgres import DATABASE_ERRORS, Connection, Pool, classify
 from ingester.group import Group
 from ingester.publication import Publication
-from ingester.replication import ReplicationStream
+from ingester.replication import POSTGRES_EPOCH_US, ReplicationStream
 from ingester.server import System
 from ingester.session import connect_stream
 from ingester.slot import check_continuity, end_readers
@@ -64,6 +65,10 @@ class Feed:
         """Of the present session; knows how tables belong together."""
         self.stalled = ""
         """Why nothing flows although the stream is there, for people; empty while it flows."""
+        self._transactions = 0
+        self._bytes = 0
+        self._operations = Histogram("electric_postgres_replication_transaction_received_operations")
+        self._lag = Histogram("electric_postgres_replication_transaction_received_receive_lag")
 
     @property
     def is_open(self) -> bool:
@@ -105,6 +110,7 @@ class Feed:
         """End the stream, if there is one, and whatever transaction was passing."""
         if self._stream is not None:
             self._stream.close()
+            self._bytes += self._stream.received_bytes
             self._stream = None
         if self._connection is not None:
             # At once and not gracefully: the server may be gone.
@@ -142,6 +148,17 @@ class Feed:
         for action in actions:
             action()
 
+    def samples(self) -> list[Sample]:
+        """What has come from Postgres."""
+        received = self._bytes + (0 if self._stream is None else self._stream.received_bytes)
+        return [
+            one("electric_postgres_replication_transaction_received_count", self._transactions),
+            one("electric_postgres_replication_transaction_received_bytes", received),
+            self._operations.sample(),
+            self._lag.sample(),
+            one("galvanic_stream_silent_seconds", self.silent),
+        ]
+
     # ---- ingester.replication.Sink
 
     def message(self, payload: bytes) -> None:
@@ -156,6 +173,9 @@ class Feed:
         if kind == pgoutput.COMMIT:
             assert self._group.watermark is not None
             self._group.watermark.dispatched(fanout.dispatched)
+            self._transactions += 1
+            self._operations.add(fanout.changes)
+            self._lag.add((time.time_ns() // 1000 - POSTGRES_EPOCH_US - fanout.committed_us) / 1000)
             if self._at_boundary:
                 self.reached_boundary()
         if fanout.blocked:

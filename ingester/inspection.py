@@ -41,6 +41,8 @@ class Inspection:
         self._log = ObstacleLog()
         self._database: list[Obstacle] = []
         self.present: list[Obstacle] = []
+        self.slot: SlotState | None = None
+        """The slot as the database last described it."""
 
     async def run(self) -> None:
         """Look for ever, while there is a stream."""
@@ -56,6 +58,8 @@ class Inspection:
         while True:
             await asyncio.sleep(ASK)
             self._database = await self._ask(time.monotonic()) if self._feed.is_open else []
+            if not self._feed.is_open:
+                self.slot = None
 
     def _workers(self, now: float) -> list[Obstacle]:
         group = self._group
@@ -85,8 +89,10 @@ class Inspection:
         try:
             async with self._admin.connection() as connection:
                 blocked = await _blocked(connection, [each for each in self._waiting(now) if each[2] >= LOCKED])
-                return [*of_locks(blocked), *of_slot(self._slot, await _slot_state(connection, self._slot))]
+                self.slot = await _slot_state(connection, self._slot)
+                return [*of_locks(blocked), *of_slot(self._slot, self.slot)]
         except DATABASE_ERRORS:
+            self.slot = None
             return []
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import psycopg
@@ -14,6 +16,7 @@ import uvloop
 
 from common.config import Settings
 from common.crash import CrashOnly
+from common.instruments import Instruments
 from common.messages import Subscribe
 from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, DatabaseProblem, Kind, Pool, Problem, classify
@@ -22,6 +25,7 @@ from common.shortage import describe, is_shortage
 from ingester.feed import Feed
 from ingester.group import Group
 from ingester.inspection import Inspection
+from ingester.measures import Measures
 from ingester.publication import Publication
 from ingester.publication_setup import drop_publication
 from ingester.reconciler import Reconciler
@@ -62,8 +66,10 @@ FAREWELL: Final = 10.0
 class Ingester:
     """The only one that talks to the slot."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, obstacles: Callable[[], list[Obstacle]] = list) -> None:
+        """``obstacles``: what the process around it sees in its way."""
         self._settings = settings
+        self._obstacles = obstacles
         self._slot = settings.slot_name
         self._file = SourceFile(settings.storage_dir)
         self._crash = CrashOnly()
@@ -93,6 +99,8 @@ class Ingester:
         self._epoch = 0
         self._acknowledging = asyncio.Lock()
         self._unrecorded: list[Obstacle] = []
+        self._epochs_started = 0
+        self.measures = Measures(settings, self._group, self._feed, self._inspection, lambda: self._epochs_started)
 
     # ---- life
 
@@ -272,6 +280,7 @@ class Ingester:
         fed = self._group.start_epoch(self._epoch, self._feed.publication.gaps())
         self._feed.reached_boundary()
         await self._feed.open(session.system, session.status_interval)
+        self._epochs_started += 1
         log.info("epoch started", epoch=self._epoch, position=self._group.flushed, workers=fed)
 
     def _end_session(self) -> None:
@@ -340,7 +349,7 @@ class Ingester:
                 self._group.publish()
 
     def _say_progress(self) -> None:
-        self._group.obstacles = [*self._inspection.present, *self._unrecorded]
+        self._group.obstacles = [*self._inspection.present, *self._unrecorded, *self._obstacles()]
         if self._feed.stalled:
             self._group.say("starting", self._feed.stalled)
         elif self._feed.is_open:
@@ -357,7 +366,18 @@ class Ingester:
 async def _run(settings: Settings) -> int:
     settings.storage_dir.mkdir(parents=True, exist_ok=True)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    return await Ingester(settings).run()
+    async with contextlib.AsyncExitStack() as stack:
+        server = None
+        if settings.prometheus_port is not None:
+            # Only here, since it takes a web server's memory.
+            from ingester.metrics_server import MetricsServer
+
+            server = await stack.enter_async_context(MetricsServer(settings, settings.prometheus_port))
+        instruments = await stack.enter_async_context(Instruments(settings, "ingester"))
+        refused = server.obstacles if server is not None else list
+        ingester = Ingester(settings, lambda: [*instruments.obstacles(), *refused()])
+        instruments.watch(ingester.measures, server.take if server is not None else None)
+        return await ingester.run()
 
 
 def main(settings: Settings) -> int:

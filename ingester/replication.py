@@ -70,6 +70,8 @@ class ReplicationStream:
         self._heard = time.monotonic()
         self._again = False
         self._writing = False
+        self.received_bytes = 0
+        """Of changes, with their heads."""
 
     async def start(self, slot: str, publication: str, position: int) -> None:
         """START_REPLICATION from ``position``, or the slot's confirmed one if that is later.
@@ -150,12 +152,14 @@ class ReplicationStream:
         if not self._running or self._paused:
             return
         get, sink = self._pg.get_copy_data, self._sink
+        received = 0
         try:
             for _ in range(BATCH):
                 size, data = get(1)
                 if size <= 0:
                     break
                 if data[0] == XLOG_DATA:
+                    received += size
                     sink.message(bytes(data[25:]))
                     if self._paused:
                         break
@@ -166,6 +170,8 @@ class ReplicationStream:
         except psycopg.Error as error:
             self._fail(error)
             return
+        finally:
+            self.received_bytes += received
         sink.drained()
         if size == -1:
             self._on_copy_end()

@@ -136,6 +136,8 @@ class Applier:
         self._spill_bytes = SPILL_BYTES
         self._lsn = 0
         self._xid = 0
+        self.committed_us = 0
+        """When the passing transaction was committed: microseconds since 2000-01-01."""
         self._headers = b""
 
     # ---- shapes
@@ -190,7 +192,7 @@ class Applier:
             self.deliver()
             self._commit(*parse_commit(payload))
         elif kind == BEGIN:
-            self._lsn, self._xid, _ = parse_begin(payload)
+            self._lsn, self._xid, self.committed_us = parse_begin(payload)
             self._serial += 1
             self._spill_bytes = SPILL_BYTES
             self._headers = transaction_headers(self._lsn, self._xid)

@@ -21,6 +21,7 @@ import structlog
 from common.config import Settings
 from common.lsn import Offset
 from common.messages import Answer, Entered, InFrame, Refused, Subscribe, Subscribed
+from common.metrics import Histogram, Sample, one
 from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
 from common.remedies import Remedies
@@ -95,6 +96,9 @@ class Creator:
         self._distrusted: dict[ShapeRequest, None] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Subscribe, Shape, asyncio.Future[Answer]]] = {}
+        self._taken = 0
+        self._rows = 0
+        self._durations = Histogram("electric_shape_snapshot_create_snapshot_task_stop_duration")
 
     async def create(self, request: ShapeRequest) -> Shape:
         """The shape for this request, made if need be, once its snapshot can be read.
@@ -141,6 +145,16 @@ class Creator:
         queued = [now - since for since in self._snapshots.queued.values()]
         running = {shape: now - since for shape, since in self._reading.items()}
         return of_snapshots(self._snapshots.turns, queued, running)
+
+    def samples(self) -> list[Sample]:
+        """What has been made."""
+        return [
+            one("electric_storage_snapshot_stored_count", self._taken),
+            one("electric_storage_snapshot_stored_operations", self._rows),
+            self._durations.sample(),
+            one("galvanic_snapshots_running", len(self._reading)),
+            one("galvanic_snapshots_waiting", len(self._snapshots.queued)),
+        ]
 
     def distrust(self, request: ShapeRequest) -> None:
         """The filter has failed for a row. Who asks again gets no rows before all have passed it.
@@ -247,11 +261,13 @@ class Creator:
     async def _build(self, shape: Shape) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""
         assert shape.started is not None
+        started = time.monotonic()
         try:
             unseen = await self._subscribed(shape)
             await self._check_generated(shape)
             await self._snapshot(shape, unseen)
             await self._activate(shape)
+            self._durations.add((time.monotonic() - started) * 1000)
         except (CannotCreate, SnapshotFailed, OSError, sqlite3.Error, Stopped) as error:
             refusal = error if isinstance(error, CannotCreate) else _refusal(error)
             if isinstance(error, SnapshotFailed) and error.remedy:
@@ -363,6 +379,8 @@ class Creator:
         self._distrusted.pop(shape.request, None)
         started()
         await asyncio.get_running_loop().run_in_executor(None, sink.sync)
+        self._taken += 1
+        self._rows += taken.rows
         log.info("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
 
     async def _activate(self, shape: Shape) -> None:

@@ -51,6 +51,8 @@ class Endings:
         self.recording: dict[str, tuple[float, str]] = {}
         """Shapes whose end is being recorded: since when (monotonic time), and why it has failed so far."""
         self._marks: dict[str, asyncio.Future[None]] = {}
+        self.ended = 0
+        """How many have ended so far."""
 
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over, from now on and for this reason."""
@@ -58,6 +60,7 @@ class Endings:
             return
         shape.life = Life.ENDED
         shape.reason = reason
+        self.ended += 1
         log.info("shape ended", handle=shape.handle, table=shape.table.name, reason=reason)
         self._applier.remove(shape)
         self._holdings.remove(shape)

@@ -52,6 +52,10 @@ class OpenLogs:
         self._most = int(descriptors * MOST) if limit is None else int(limit * MOST / SHARE)
         self._open: OrderedDict[str, Shape] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def readable(self, shape: Shape) -> None:
         """Make sure that readers who are sent to the shape find it. Raises as :meth:`open`."""
         if look(shape.directory, self._files).ended:

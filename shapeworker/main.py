@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import sqlite3
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ import zmq
 
 from common.config import Settings
 from common.crash import CrashOnly
+from common.instruments import Instruments
 from common.lsn import Offset
 from common.messages import (
     ANSWER,
@@ -63,6 +65,7 @@ from shapeworker.explanation import explanation
 from shapeworker.holdings import Holdings
 from shapeworker.lease import Lease
 from shapeworker.logs import OpenLogs
+from shapeworker.measures import Measures
 from shapeworker.obstacles import of_disk, of_loop
 from shapeworker.ownership import Ownership
 from shapeworker.reconciler import Reconciler
@@ -96,7 +99,9 @@ STREAM_TURN = 4
 class Worker:
     """One worker's sockets, and the calls between its parts."""
 
-    def __init__(self, settings: Settings, worker_id: str) -> None:
+    def __init__(self, settings: Settings, worker_id: str, obstacles: Callable[[], list[Obstacle]] = list) -> None:
+        """``obstacles``: what the process around it sees in its way."""
+        self._obstacles_around = obstacles
         self._settings = settings
         self._worker = worker_id
         self._boot = secrets.token_hex(8)
@@ -170,6 +175,7 @@ class Worker:
         self._reconciler = Reconciler(
             self._pool, self._holdings, self._endings.end, settings.publication_refresh_period
         )
+        self.measures = Measures(self._holdings, self._logs, self._syncer, self._endings, self._creator, self._subsets)
         self._intake = Intake()
         self._lease = Lease(time.monotonic())
 
@@ -277,7 +283,7 @@ class Worker:
         full = reason if now - tried < 3 * FULL_DISK_PAUSE else ""
         ends = {handle: (now - since, why) for handle, (since, why) in self._endings.recording.items()}
         disk = of_disk(full, at, ends)
-        return [*disk, *self._creator.obstacles(now), *of_loop(late)][:TOLD]
+        return [*disk, *self._creator.obstacles(now), *of_loop(late), *self._obstacles_around()][:TOLD]
 
     async def _explain(self, request: ShapeRequest) -> bytes:
         table, _, filter_ = await self._creator.describe(request)
@@ -476,6 +482,7 @@ class Worker:
         """The shape's log has a new end."""
         if shape.durable and shape.log is not None:
             self._syncer.dirty(shape.log)
+        self.measures.stored += 1
         self._announcer.tail(shape, end)
 
     def ended(self, shape: Shape, reason: str) -> None:
@@ -485,6 +492,7 @@ class Worker:
     def committed(self, lsn: int) -> None:
         """All shapes have what they need up to this commit."""
         self._syncer.commit(lsn)
+        self.measures.committed(self._applier.committed_us)
 
     def _on_sync_failure(self, failed: Log, error: OSError) -> None:
         for shape in self._holdings:
@@ -530,7 +538,10 @@ class Worker:
 async def _run(settings: Settings, worker_id: str) -> int:
     settings.storage_dir.mkdir(parents=True, exist_ok=True)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    return await Worker(settings, worker_id).run()
+    async with Instruments(settings, worker_id) as instruments:
+        worker = Worker(settings, worker_id, instruments.obstacles)
+        instruments.watch(worker.measures)
+        return await worker.run()
 
 
 def main(settings: Settings, worker_id: str) -> int:

@@ -58,6 +58,9 @@ class Subsets:
         self._threads = ThreadPoolExecutor(turns, thread_name_prefix="subset")
         self._idle = IdleConnections(turns)
         self._remedies = Remedies()
+        self.results = 0
+        """Subsets that were read so far."""
+        self.result_bytes = 0
 
     def system(self, identifier: str) -> None:
         """The database cluster that rows must come from."""
@@ -91,6 +94,8 @@ class Subsets:
             self._delivered.shown(snapshot)
             if shape.life is Life.ENDED:
                 raise ShapeEnded(shape.reason)
+            self.results += 1
+            self.result_bytes += spool.size
             yield spool
         finally:
             spool.discard()

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from common.metrics import Histogram
+
 INTERVAL = 0.1
 """Seconds between two batches: the longest a commit waits before its sync starts, and the reach of a rewind."""
 
@@ -46,6 +48,7 @@ class Syncer:
         """``on_failure(log, error)`` must end the log's shape and register that ending with :meth:`wait_for`."""
         self.applied = 0
         self.durable = 0
+        self.durations = Histogram("galvanic_sync_duration")
         self._storage = storage
         self._on_durable = on_durable
         self._on_failure = on_failure
@@ -111,6 +114,7 @@ class Syncer:
             batch, self._dirty = self._dirty, {}
             obstacles = list(self._obstacles)
             if batch:
+                started = time.monotonic()
                 self._idle.clear()
                 try:
                     loop = asyncio.get_running_loop()
@@ -121,6 +125,7 @@ class Syncer:
                     raise
                 finally:
                     self._idle.set()
+                self.durations.add((time.monotonic() - started) * 1000)
                 for log, error in failures:
                     self._on_failure(log, error)
                 obstacles = list(self._obstacles) if failures else obstacles

@@ -345,6 +345,7 @@ class SimStream:
         self._announced = -1
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self.received_bytes = 0
 
     # ---- as the product uses it
 

@@ -478,3 +478,31 @@ async def test_an_error_of_ours_is_told_by_an_id_alone(
     assert answer.headers["x-request-id"] in logged
     assert "a detail of ours" in logged
     assert "not-for-logs" not in logged
+
+
+async def test_answers_are_counted_by_status_and_the_time_of_those_that_do_not_wait(world: Cluster) -> None:
+    handle = (await world.get("table=items&offset=-1")).headers["electric-handle"]
+    await world.get("table=items&offset=-1")
+    await world.get(f"table=items&offset=0_inf&handle={handle}&live=true")
+    await world.get("table=items")
+    await world.ask("/v1/shape?table=items&offset=-1", "OPTIONS")
+    await world.ask("/v1/health")
+    told = {(sample.name, sample.labels): sample.values for sample in world.gateway.measures.samples()}
+    assert told["electric_plug_serve_shape_requests_count", ("200",)] == (3,)
+    assert told["electric_plug_serve_shape_requests_count", ("400",)] == (1,)
+    assert told["electric_plug_serve_shape_count", ()] == (3,)
+    *counts, milliseconds = told["electric_plug_serve_shape_duration", ()]
+    assert sum(counts) == 3
+    assert milliseconds > 0
+    assert told["galvanic_waiting_requests", ()] == (0,)
+    assert told["electric_admission_control_acquire_current", ("existing",)] == (0,)
+
+
+async def test_a_client_that_leaves_before_its_answer_is_not_counted(world: Cluster) -> None:
+    handle = (await world.get("table=items&offset=-1")).headers["electric-handle"]
+    stream = await world.open(f"/v1/shape?table=items&offset=0_inf&handle={handle}&live=true")
+    await until(lambda: world.gateway.measures.facts()["waiting"] == "1")
+    assert world.gateway.measures.facts()["connections"] != "0"
+    stream.close()
+    await until(lambda: world.gateway.measures.facts()["waiting"] == "0")
+    assert world.gateway.measures.facts()["answers"] == "1"
