@@ -21,6 +21,7 @@ import zmq
 
 import gateway.finder
 import gateway.gateway
+import gateway.main
 import gateway.shapes
 import gateway.touches
 import gateway.workers
@@ -78,6 +79,26 @@ class SimTime:
     def sleep(self, seconds: float) -> None:
         """In a thread."""
         self._scheduler.pause(seconds)
+
+
+class SimInstruments:
+    """``common.instruments.Instruments``, which is about real processes and clocks."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    async def __aenter__(self) -> SimInstruments:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def watch(self, *_: object) -> None:
+        """Nobody asks."""
+
+    def obstacles(self) -> list[object]:
+        """None."""
+        return []
 
 
 class SimEvent:
@@ -188,6 +209,7 @@ def replaced(
         (ingester.group, "Channel", SimChannel),
         (ingester.group, "bound", bound),
         (ingester.group, "Watermark", watermark),
+        (ingester.main, "Instruments", SimInstruments),
         (ingester.main, "Pool", pool),
         (ingester.main, "Publication", lambda *_, **__: db.SimPublication(database)),
         (ingester.session, "connect", connect),
@@ -206,6 +228,7 @@ def replaced(
         (shapeworker.reconciler, "describe_oids", db.describe_oids),
         (ingester.source, "os", SimOs),
         (ingester.source, "fcntl", SimFcntl),
+        (shapeworker.main, "Instruments", SimInstruments),
         (shapeworker.main, "Channel", SimChannel),
         (shapeworker.main, "bound", bound),
         (shapeworker.main, "connected", connected),
@@ -218,6 +241,7 @@ def replaced(
         (shapeworker.snapshot, "resolve", resolve),
         (shapeworker.snapshot, "Event", lambda: SimEvent(scheduler)),
         (shapeworker.snapshot, "Future", lambda: SimFuture(scheduler)),
+        (gateway.main, "Instruments", SimInstruments),
         (gateway.gateway, "Channel", SimChannel),
         (gateway.gateway, "connected", connected),
         (gateway.workers, "Channel", SimChannel),

@@ -187,8 +187,8 @@ class World:
         world = self
 
         class CapturedWorker(shapeworker.main.Worker):
-            def __init__(self, settings: Settings, worker_id: str) -> None:
-                super().__init__(settings, worker_id)
+            def __init__(self, settings: Settings, worker_id: str, *more: Any) -> None:
+                super().__init__(settings, worker_id, *more)
                 world.workers[worker_id] = self
 
         class CapturedGateway(gateway.gateway.Gateway):
