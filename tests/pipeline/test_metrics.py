@@ -14,7 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.pipeline.fixtures import StartStack
+from tests.pipeline.fleet import Fleet
+from tests.pipeline.schema import create_schema
 from tests.pipeline.stack import REPOSITORY, Stack, free_port
+from tests.pipeline.workload import Workload
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -184,20 +187,39 @@ async def test_processes_tell_how_they_are_and_what_they_do(
     assert not list(stack.run_directory.glob("metrics.sock"))
 
     folded = tmp_path / "stacks"
-    for process in ("ingester", "w00", "g0"):
-        code, output = await galvanic(stack, "profile", process, "--seconds", "1", "--folded", str(folded))
-        assert code == 0, output
-        assert output.startswith(f"{process}: ")
-        assert "(waiting for events)" in output
-        assert all(line.rsplit(" ", 1)[1].isdecimal() for line in folded.read_text().splitlines())
+    code, output = await galvanic(stack, "profile", "shapeworker_00", "--seconds", "1", "--folded", str(folded))
+    assert code == 0, output
+    assert output.startswith("w00: ")
+    assert "(waiting for events)" in output
+    assert all(line.rsplit(" ", 1)[1].isdecimal() for line in folded.read_text().splitlines())
 
-    # One that stands still is named; so is one that is dead.
-    stack.pause("w00")
-    code, output = await galvanic(stack, "status")
-    assert (code, "w00       w00 does not answer" in output) == (1, True)
-    stack.resume("w00")
     stack.lose("w00")
     code, output = await galvanic(stack, "status")
     assert (code, "w00       w00 does not run" in output) == (1, True)
     code, output = await galvanic(stack, "profile", "w01")
     assert (code, "there are: g0, ingester, w00" in output) == (1, True)
+
+
+async def test_profiles_at_the_highest_rate_disturb_nobody(database: str, start_stack: StartStack, seed: int) -> None:
+    """A thousand signals a second to every process, while shapes are made, written and read."""
+    await create_schema(database)
+    stack = await start_stack(database, workers=2)
+    workload = Workload(database, seed, writers=2)
+    async with Fleet(stack, workload) as fleet:
+        fleet.add_every_kind()
+        workload.start()
+        profiles = [
+            asyncio.create_task(galvanic(stack, "profile", process, "--rate", "1000", "--seconds", "3", "--threads"))
+            for process in ("ingester", "w00", "w01", "g0")
+        ]
+        large = asyncio.create_task(workload.large(5_000))
+        while not all(profile.done() for profile in profiles):
+            await fleet.run(0.5)
+            if len(fleet.readers) < 20:
+                fleet.add("bulk", columns=["id", "batch"], events=True)
+        for profile in profiles:
+            code, output = await profile
+            assert code == 0, output
+        await large
+        await fleet.rest()
+    stack.check()
