@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -159,6 +160,15 @@ def test_a_deep_stack_is_cut_at_its_outer_end(monkeypatch: pytest.MonkeyPatch) -
         return deep(levels - 1) if levels else here()
 
     assert len(profiler.codes_of(deep(20))) == 5
+
+
+def test_a_function_that_was_only_just_entered_has_taken_no_time() -> None:
+    def later() -> Iterator[FrameType]:
+        yield here()
+
+    started: Any = later()
+    assert profiler.codes_of(started.gi_frame) == ()
+    assert profiler.codes_of(next(started))[-1] is started.gi_code
 
 
 def test_names_have_a_file_that_can_be_found_and_nothing_that_ends_them() -> None:

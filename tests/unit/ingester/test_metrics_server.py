@@ -51,6 +51,8 @@ async def ask(port: int, path: str = "/metrics", method: str = "GET") -> tuple[i
 
 async def test_reports_are_taken_from_the_socket_and_served() -> None:
     port = free_port()
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     async with server(port) as (metrics, settings):
         metrics.take(Report("ingester", (), (one(SHAPES, 1),)))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -63,6 +65,8 @@ async def test_reports_are_taken_from_the_socket_and_served() -> None:
         status, kind, text = await ask(port)
         assert (status, kind) == (200, "text/plain; charset=utf-8")
         assert "galvanic_shapes_ended_total 2\n" in text
+        # In the ingester it would end the process.
+        assert failures == []
         channel.close()
         context.term()
 
