@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.messages import Delete, Done, Refusal, Reply
-from common.shape import partition_of_handle
+from common.shape import ShapeRequest, partition_of_handle
 from gateway import response
 from gateway.reception import declined
 from gateway.request import DeleteQuery
@@ -31,7 +31,7 @@ class Deletion:
         """The answer to a valid DELETE, after it was carried out."""
         shape: Shape | None = None
         handle = query.handle
-        if query.shape is not None:
+        if query.shape is not None and query.sent is not None:
             found = await self._shapes.find(query.shape)
             if isinstance(found, Unavailable):
                 return declined(found, "write")
@@ -40,7 +40,7 @@ class Deletion:
                 return _missing() if found.status == 409 else declined(found, "write")
             shape = found
             if shape is None:
-                return _missing()
+                return await self._absent(query.sent)
             if handle is not None and handle != shape.handle:
                 return response.failure(400, MISMATCH, "write")
             handle = shape.handle
@@ -54,6 +54,11 @@ class Deletion:
             return _missing()
         self._ended(handle)
         return DELETED
+
+    async def _absent(self, sent: ShapeRequest) -> Answer:
+        """There is no such shape: perhaps since there can be none (http-api.md 26)."""
+        said = await self._shapes.explain(sent)
+        return declined(said, "write") if isinstance(said, Refusal) and said.status == 400 else _missing()
 
     async def _delete(self, handle: str) -> Reply | Unavailable | None:
         if partition_of_handle(handle, 1) is None:

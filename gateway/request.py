@@ -69,9 +69,10 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeleteQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A valid DELETE: at least one of both is given."""
+    """A valid DELETE: a handle or a shape is given. ``sent`` is the shape with its clause as the client wrote it."""
 
     shape: ShapeRequest | None
+    sent: ShapeRequest | None
     handle: str | None
 
 
@@ -130,8 +131,9 @@ def parse_delete_query(query: Mapping[str, Value]) -> DeleteQuery:
     if definition.table is None:
         if handle is None:
             raise InvalidRequest({"handle": ["can't be blank when shape definition is missing"]})
-        return DeleteQuery(shape=None, handle=handle)
-    return DeleteQuery(shape=_normal(definition.shape()), handle=handle)
+        return DeleteQuery(shape=None, sent=None, handle=handle)
+    sent = definition.shape()
+    return DeleteQuery(shape=_normal(sent), sent=sent, handle=handle)
 
 
 class _Cast:

@@ -68,7 +68,6 @@ DIFFERENCES: Final = (
     Difference("System catalogs", "20", "system: .*", "status 400 for 500"),
     Difference("Generated columns", "20", "generated column: gen", "status 200 for 400"),
     Difference("Replica identity", "27", "ALTER TABLE.*", "status 409 for 200"),
-    Difference("DELETE of an unknown table", "42", "DELETE unknown table", "status 404 for 400"),
     Difference("Database unreachable", "49", "shape .*|live", 'body: .*"Timeout waiting for .*"Cannot connect'),
     Difference("Database unreachable", "49", "health", "body: .*"),
     Difference("Bodies that are no JSON object", "16", "invalid json", "body: .*Invalid JSON in request body"),

@@ -384,8 +384,11 @@ async def test_delete_checks_what_it_is_told(world: Cluster) -> None:
     assert nothing.headers["cache-control"] == "no-cache"
     both = await world.ask(f"/v1/shape?table=items&handle={handle}", "DELETE")
     assert both.status == 202
-    world.worker.refusal = refuse(400, b'{"message":"Invalid request","errors":{"table":["no"]}}')
-    assert (await world.ask("/v1/shape?table=nope", "DELETE")).items["errors"] == {"table": ["no"]}
+    body = b'{"message":"Invalid request","errors":{"where":["no"]}}'
+    world.worker.explain = lambda asked: refuse(400 if asked.request.where == "ID=nope" else 503, body)(asked.id)
+    impossible = await world.ask("/v1/shape?table=items&where=ID=nope", "DELETE")
+    assert (impossible.status, impossible.raw, impossible.headers["cache-control"]) == (400, body, "no-cache")
+    assert (await world.ask("/v1/shape?table=items&where=ID=1", "DELETE")).status == 404
 
 
 async def test_delete_needs_permission_and_an_active_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_a_delete_finds_every_spelling() -> None:
     one, other = (
         parse_delete_query(parse_query(f"table=recipes&where={where}")) for where in ("ID%3E1", "id%20%3E%201")
     )
-    assert one == other
+    assert one.shape == other.shape
 
 
 def test_what_is_explained_is_parsed_like_what_is_asked_for() -> None:
@@ -299,9 +299,9 @@ def test_a_handle_counts_only_when_the_client_goes_on() -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("handle=1-2", DeleteQuery(shape=None, handle="1-2")),
-        ("table=recipes", DeleteQuery(shape=RECIPES, handle=None)),
-        ("table=recipes&handle=1-2&offset=nonsense&live=true", DeleteQuery(shape=RECIPES, handle="1-2")),
+        ("handle=1-2", DeleteQuery(shape=None, sent=None, handle="1-2")),
+        ("table=recipes", DeleteQuery(shape=RECIPES, sent=RECIPES, handle=None)),
+        ("table=recipes&handle=1-2&offset=nonsense&live=true", DeleteQuery(shape=RECIPES, sent=RECIPES, handle="1-2")),
     ],
 )
 def test_a_delete_names_a_shape_or_a_handle(query: str, expected: DeleteQuery) -> None:
