@@ -22,19 +22,17 @@ class Announcer:
         self._channel = Channel(socket, self._subscription)
         self._find = find
         self._holds = holds
-        self._watched: set[bytes] = set()
+        self._watched: set[str] = set()
 
     def tail(self, shape: Shape, end: Offset) -> None:
         """The log of the shape has a new end."""
-        topic = handle_topic(shape.handle)
-        if topic in self._watched:
-            self._channel.send([topic, encode(Tail(end))])
+        if shape.handle in self._watched:
+            self._channel.send([handle_topic(shape.handle), encode(Tail(end))])
 
     def ended(self, shape: Shape, reason: str) -> None:
         """The shape is gone."""
-        topic = handle_topic(shape.handle)
-        if topic in self._watched:
-            self._channel.send([topic, encode(Ended(reason))])
+        if shape.handle in self._watched:
+            self._channel.send([handle_topic(shape.handle), encode(Ended(reason))])
 
     def applied(self, generation: int, lsn: int, partitions: Iterable[int]) -> None:
         """All commits up to ``lsn`` are readable in the shapes of these partitions."""
@@ -42,7 +40,7 @@ class Announcer:
 
     def is_watched(self, handle: str) -> bool:
         """Whether a gateway has clients that wait on this shape, or had a moment ago."""
-        return handle_topic(handle) in self._watched
+        return handle in self._watched
 
     def close(self) -> None:
         """Close the socket."""
@@ -53,11 +51,11 @@ class Announcer:
         begins, topic = parts[0][:1] == b"\1", parts[0][1:]
         if not topic.startswith(b"h"):
             return
-        if not begins:
-            self._watched.discard(topic)
-            return
-        self._watched.add(topic)
         handle = topic[1:].rstrip(b"\n").decode("ascii", "replace")
+        if not begins:
+            self._watched.discard(handle)
+            return
+        self._watched.add(handle)
         shape = self._find(handle)
         if shape is not None:
             self.tail(shape, shape.last)

@@ -1,12 +1,12 @@
 """Transactions into shapes: decode, route, append, publish (architecture.md 5). The worker's hot path.
 
 A change is decoded once, its JSON built once per projection, and the same bytes go to every shape of that projection.
-Shapes without a filter get the changes of many records at once: a record costs nothing for each of them.
+Shapes that the same changes concern get those of many records at once: a record costs next to nothing for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -105,11 +105,12 @@ class _Change:
 
 
 class _Batch:
-    """Lines for all shapes of a view, of the passing transaction."""
+    """Lines of the passing transaction that all of these shapes get."""
 
-    __slots__ = ("lines", "ops", "size")
+    __slots__ = ("lines", "ops", "shapes", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Iterable[Shape]) -> None:
+        self.shapes = shapes
         self.ops: list[int] = []
         self.lines: list[bytes] = []
         self.size = 0
@@ -130,7 +131,8 @@ class Applier:
         self._relations: dict[int, tuple[Relation, tuple[int, ...]]] = {}
         self._readings: dict[int, list[Reading]] = {}
         self._serial = 0
-        self._batches: dict[View, _Batch] = {}
+        # By the view whose shapes all get what comes, or by just those shapes that a change concerns.
+        self._batches: dict[View | tuple[Shape, ...], _Batch] = {}
         self._touched: list[Shape] = []
         self._holding: set[Shape] = set()
         self._spill_bytes = SPILL_BYTES
@@ -172,6 +174,8 @@ class Applier:
         if shape in self._touched:
             self._touched.remove(shape)
             shape.abort()
+        # Lines that are still to be delivered may be for this one, too.
+        shape.serial, shape.skips = self._serial, True
 
     # ---- the stream
 
@@ -210,9 +214,19 @@ class Applier:
     def deliver(self) -> None:
         """Give the shapes what the records so far hold for them. Raises :class:`StorageFull`."""
         batches, self._batches = self._batches, {}
-        for view, batch in batches.items():
-            for shape in self._entering(view.shapes):
-                self._gather(shape, batch.ops, batch.lines, batch.size)
+        serial, large = self._serial, []
+        for batch in batches.values():
+            ops, lines, size = batch.ops, batch.lines, batch.size
+            for shape in tuple(batch.shapes):
+                if shape.serial != serial:
+                    self._enter(shape)
+                if not shape.skips and shape.gather(ops, lines, size) >= self._spill_bytes:
+                    large.append(shape)
+        # Only now, since a later batch may have held lines that go before those of an earlier one.
+        for shape in large:
+            # What another one had to write can have ended it meanwhile.
+            if shape.life is not Life.ENDED:
+                self._write(shape, spill=True)
 
     def _change(self, index: int, payload: bytes) -> None:
         change = _Change(index, payload)
@@ -223,14 +237,14 @@ class Applier:
             for view, projection in reading.whole:
                 lines = self._lines(change, change.kind, projection, view.shapes)
                 if lines:
-                    self._put(view, change.op, lines)
+                    self._put(view, view.shapes, change.op, lines)
             if reading.audience.router:
                 self._route(change, reading)
 
-    def _put(self, view: View, op: int, lines: tuple[bytes, ...]) -> None:
-        batch = self._batches.get(view)
+    def _put(self, key: View | tuple[Shape, ...], shapes: Iterable[Shape], op: int, lines: tuple[bytes, ...]) -> None:
+        batch = self._batches.get(key)
         if batch is None:
-            batch = self._batches[view] = _Batch()
+            batch = self._batches[key] = _Batch(shapes)
         for line in lines:
             batch.ops.append(op)
             batch.lines.append(line)
@@ -252,18 +266,12 @@ class Applier:
         for shape, failure in moves.failed.items():
             shape.filter_failed = True
             self._obstruct_all((shape,), f"its where clause fails: {failure}")
-        concerned: dict[tuple[int, Projection], list[Shape]] = {}
         for kind, moved in (INSERT, moves.inserted), (UPDATE, moves.updated), (DELETE, moves.deleted):
-            for shape in self._entering(moved):
-                projection = reading.projection(shape)
-                if projection is not None:
-                    concerned.setdefault((kind, projection), []).append(shape)
-        for (kind, projection), shapes in concerned.items():
-            lines = self._lines(change, kind, projection, shapes)
-            ops = range(change.op, change.op + len(lines))
-            size = sum(map(len, lines))
-            for shape in shapes if lines else ():
-                self._gather(shape, ops, lines, size)
+            if moved:
+                for projection, shapes in reading.by_projection(moved):
+                    lines = self._lines(change, kind, projection, shapes)
+                    if lines:
+                        self._put(shapes, shapes, change.op, lines)
 
     def _lines(self, change: _Change, kind: int, projection: Projection, shapes: Iterable[Shape]) -> tuple[bytes, ...]:
         """What the change is for these shapes; nothing if they cannot show it and have been told so."""
@@ -276,11 +284,6 @@ class Applier:
             reason = f"internal error: {type(error).__name__}"
         self._obstruct_all(shapes, reason)
         return ()
-
-    def _gather(self, shape: Shape, ops: Sequence[int], lines: Sequence[bytes], size: int) -> None:
-        # What another one had to write can have ended it meanwhile.
-        if shape.gather(ops, lines, size) >= self._spill_bytes and shape.life is not Life.ENDED:
-            self._write(shape, spill=True)
 
     def _commit(self, lsn: int, xid: int) -> None:
         # Before anybody can read anything of it.

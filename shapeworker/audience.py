@@ -122,6 +122,8 @@ class Reading:
         self._relation = relation
         self._projections: dict[Output, Projection | SchemaChanged] = {}
         self._shown: dict[View, Projection] = {}
+        # The projection of all shapes with a filter, if there is one that all of them have.
+        self._common: Projection | None = None
         self._changes = -1
         self._filter_places: tuple[int, ...] = ()
         places = {column.name: place for place, column in enumerate(relation.columns)}
@@ -146,13 +148,22 @@ class Reading:
             self._shown[view] = projection
             if not view.filtered:
                 self.whole.append((view, projection))
+        filtered = {self._shown.get(view) for view in audience.views.values() if view.filtered}
+        self._common = filtered.pop() if len(filtered) == 1 else None
         required = frozenset[str]().union(*(view.required for view in audience.views.values()))
         names = [column.name for column in self._relation.columns]
         self._filter_places = tuple(place for place, name in enumerate(names) if name in required)
 
-    def projection(self, shape: Shape) -> Projection | None:
-        """How rows become lines of a shape; ``None`` if it has to end because the table has changed."""
-        return self._shown.get(self.audience.view(shape))
+    def by_projection(self, shapes: list[Shape]) -> list[tuple[Projection, tuple[Shape, ...]]]:
+        """How rows become lines of shapes with a filter, without those that the relation does not fit any more."""
+        if self._common is not None:
+            return [(self._common, tuple(shapes))]
+        found: dict[Projection, list[Shape]] = {}
+        for shape in shapes:
+            projection = self._shown.get(self.audience.view(shape))
+            if projection is not None:
+                found.setdefault(projection, []).append(shape)
+        return [(projection, tuple(those)) for projection, those in found.items()]
 
     def moves(self, old: Row | None, new: Row | None) -> Moves:
         """Whom a change of a row concerns: ``old`` is ``None`` for an insert, ``new`` for a delete."""

@@ -127,6 +127,7 @@ class Shape:
         self._passing: tuple[int, int] | None = None
         self._ops: list[int] = []
         self._lines: list[bytes] = []
+        self._ordered = True
         self._size = 0
         self._obstacle = ""
         self._held: list[HeldBack] = []
@@ -190,7 +191,12 @@ class Shape:
         return lsn >= self.filter_until or not self.snapshot.shows(xid)
 
     def gather(self, ops: Sequence[int], lines: Sequence[bytes], size: int) -> int:
-        """Take the lines at these places, ``size`` bytes together. Returns the bytes gathered and not spilt yet."""
+        """Take the lines at these places, ``size`` bytes together. Returns the bytes gathered and not spilt yet.
+
+        The places increase, but lines that belong before these may come in a later call, until they are spilt.
+        """
+        if self._ops and ops[0] < self._ops[-1]:
+            self._ordered = False
         self._ops.extend(ops)
         self._lines.extend(lines)
         self._size += size
@@ -221,10 +227,12 @@ class Shape:
                 self._held.append(HeldBack(lsn, xid, ops, lines, self._obstacle))
                 self._held_size += sum(map(len, lines))
             return None
-        assert self.log is not None
-        if lines:
-            self.log.append(lsn, ops, lines)
-        return self.log.commit()
+        log = self.log
+        assert log is not None
+        if lines and log.idle:
+            return log.write(lsn, ops, lines)
+        log.append(lsn, ops, lines)
+        return log.commit()
 
     def abort(self) -> None:
         """The transaction will not end: it comes again from its beginning, or the shape ends here."""
@@ -251,8 +259,8 @@ class Shape:
                 if obstacle:
                     raise Obstructed(obstacle)
                 assert self.log is not None
-                self.log.append(lsn, ops, lines)
-                end = self.log.commit() or end
+                if lines:
+                    end = self.log.write(lsn, ops, lines)
         if self._passing is not None and not self.skips:
             if not self.counts(*self._passing):
                 self.skips = True
@@ -262,6 +270,10 @@ class Shape:
         return end
 
     def _take(self) -> tuple[list[int], list[bytes]]:
-        taken = self._ops, self._lines
+        ops, lines = self._ops, self._lines
         self._ops, self._lines, self._size = [], [], 0
-        return taken
+        if not self._ordered:
+            self._ordered = True
+            places = sorted(range(len(ops)), key=ops.__getitem__)
+            return [ops[place] for place in places], [lines[place] for place in places]
+        return ops, lines

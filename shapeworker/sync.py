@@ -15,12 +15,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from common.metrics import Histogram
 
 INTERVAL = 0.1
-"""Seconds between two batches: the longest a commit waits before its sync starts, and the reach of a rewind."""
+"""Seconds between two batches at least: for so long a commit waits before its sync starts, as a rule."""
+
+SHARE: Final = 1 / 4
+"""Of the time that syncing may take: its thread gets in the way of the loop's, which only a rewind repays."""
+
+LONGEST: Final = 1.0
+"""Seconds between two batches at most, however long they take: about what a rewind brings again."""
 
 MANY = 64
 """From so many dirty logs on, one syncfs of the whole file system is cheaper than an fdatasync of each."""
@@ -99,8 +105,10 @@ class Syncer:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            began = time.monotonic()
             await self.flush()
-            await asyncio.sleep(self._interval)
+            taken = time.monotonic() - began
+            await asyncio.sleep(min(max(self._interval, taken / SHARE - taken), LONGEST))
 
     async def flush(self) -> None:
         """One batch, unless there is nothing to do."""

@@ -31,7 +31,9 @@ BUFFER_BYTES: Final = 1 << 20
 """How much of an open transaction is kept in memory before it goes to the file, unseen by readers."""
 
 _LAST = b',"last":true}}'
+_ADDED = len(_LAST) - len("}}")
 _extend = google_crc32c.extend
+_checksum = google_crc32c.value
 
 
 class LogWriter:
@@ -175,21 +177,12 @@ class LogWriter:
         """
         if not lines:
             return
-        if len(ops) != len(lines):
-            raise ValueError(f"ops: {len(ops)} of them for {len(lines)} lines")
-        if not lines[-1].endswith(b"}}"):
-            raise ValueError("lines: an entry does not end with its headers object")
         held = self._held
+        self._check(lsn, ops, lines)
         if held is None:
-            if (lsn, ops[0]) <= self.last or not 0 < lsn <= MAX_LSN:
-                raise ValueError(f"lsn, ops: {lsn}_{ops[0]} does not come after {self.last}")
             self._lsn = lsn
             body = lines.copy()
         else:
-            if lsn != self._lsn:
-                raise ValueError(f"lsn: {lsn} while the transaction {self._lsn} is open")
-            if ops[0] <= self._held_op:
-                raise ValueError(f"ops: {ops[0]} does not come after {self._held_op}")
             body = [held, *lines]
         self._held = lines[-1]
         if len(body) > 1:
@@ -206,6 +199,45 @@ class LogWriter:
         self._held_op = ops[-1]
         if self._pieces_size >= BUFFER_BYTES:
             self.flush()
+
+    def write(self, lsn: int, ops: list[int], lines: list[bytes]) -> Offset:
+        """A whole transaction at once: what :meth:`append` and :meth:`commit` do, for a third of the time if no chunk
+        ends in it, as few do.
+
+        There are lines, and no transaction is open. Raises as those do, but has taken nothing after any error.
+        """
+        running = self._running + sum(map(len, lines)) + _ADDED
+        if running >= self._chunk_bytes:
+            try:
+                self.append(lsn, ops, lines)
+                last = self.commit()
+            except OSError:
+                self.abort()
+                raise
+            assert last is not None
+            return last
+        self._check(lsn, ops, lines)
+        log = self._open_log()
+        body = [*lines, b""]
+        body[-2] = body[-2][:-2] + _LAST
+        data = SEPARATOR.join(body)
+        end = self._end + len(data)
+        op = ops[-1]
+        record = encode_record(lsn, op, end, running, self._closed, COMMIT, _checksum(data))
+        files = self._files
+        index = self.header.file
+        try:
+            write_all(files, log.fd, data, self._end)
+            write_all(files, index.fd, record, self._index_end)
+        except OSError:
+            self._cut_back(log)
+            raise
+        log.dirty = index.dirty = True
+        self._index_end += len(record)
+        self._end = self._written = end
+        self._running = self._open_running = running
+        self.last = last = Offset(lsn, op)
+        return last
 
     def flush(self) -> None:
         """Write what is buffered of the open transaction, unseen by readers until it commits. Raises ``OSError``."""
@@ -326,6 +358,20 @@ class LogWriter:
         self.header.close()
         if self._log is not None:
             self._log.close()
+
+    def _check(self, lsn: int, ops: list[int], lines: list[bytes]) -> None:
+        """Refuse what does not come after all that there is."""
+        if len(ops) != len(lines):
+            raise ValueError(f"ops: {len(ops)} of them for {len(lines)} lines")
+        if not lines[-1].endswith(b"}}"):
+            raise ValueError("lines: an entry does not end with its headers object")
+        if self._held is None:
+            if (lsn, ops[0]) <= self.last or not 0 < lsn <= MAX_LSN:
+                raise ValueError(f"lsn, ops: {lsn}_{ops[0]} does not come after {self.last}")
+        elif lsn != self._lsn:
+            raise ValueError(f"lsn: {lsn} while the transaction {self._lsn} is open")
+        elif ops[0] <= self._held_op:
+            raise ValueError(f"ops: {ops[0]} does not come after {self._held_op}")
 
     def _split(self, body: list[bytes], ops: list[int]) -> None:
         """Take all of ``body`` but its last element, with an index record wherever a chunk reaches its threshold."""

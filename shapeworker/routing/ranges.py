@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from shapeworker.routing.access import Between, Bound, Field, number
 from shapeworker.routing.buckets import Bucket, Clause, gather, joined, parted
@@ -19,6 +19,8 @@ class BoundIndex:
         self._operator = operator
         self._keys: list[Any] = []
         self._buckets: list[Bucket] = []
+        # How many of the buckets hold several clauses.
+        self._several = 0
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -27,6 +29,7 @@ class BoundIndex:
         """Files a clause. O(log n), and moving the larger ones."""
         at = bisect_left(self._keys, path.key)
         if at < len(self._keys) and self._keys[at] == path.key:
+            self._several += not isinstance(self._buckets[at], dict)
             self._buckets[at] = joined(self._buckets[at], clause)
         else:
             self._keys.insert(at, path.key)
@@ -37,6 +40,7 @@ class BoundIndex:
         at = bisect_left(self._keys, path.key)
         left = parted(self._buckets[at], clause)
         if left is None:
+            self._several -= isinstance(self._buckets[at], dict)
             del self._keys[at], self._buckets[at]
         else:
             self._buckets[at] = left
@@ -56,8 +60,12 @@ class BoundIndex:
                 matching = self._buckets[bisect_right(self._keys, value) :]
             case _:
                 matching = self._buckets[bisect_left(self._keys, value) :]
-        for bucket in matching:
-            gather(bucket, found)
+        if self._several:
+            for bucket in matching:
+                gather(bucket, found)
+        else:
+            # Of single clauses, and there may be thousands of them for each row.
+            found.extend(cast("list[Clause]", matching))
 
 
 class BetweenIndex:

@@ -77,17 +77,14 @@ class Router(Generic[Shape]):
             found = list(dict.fromkeys(found))
         if self._scanned:
             found.extend(self._scanned)
-        shapes = []
-        for clause in found:
-            predicate = clause.predicate
-            if predicate is None:
-                shapes.append(clause.shape)
-                continue
-            try:
-                if predicate(row):
-                    shapes.append(clause.shape)
-            except EvaluationError as error:
-                failed[clause.shape] = error
+        shapes = [clause.shape for clause in found if clause.predicate is None]
+        if len(shapes) < len(found):
+            for clause in found:
+                try:
+                    if clause.predicate is not None and clause.predicate(row):
+                        shapes.append(clause.shape)
+                except EvaluationError as error:
+                    failed[clause.shape] = error
         return shapes
 
 

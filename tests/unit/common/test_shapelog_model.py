@@ -89,6 +89,12 @@ def write(writer: LogWriter, transaction: Transaction) -> None:
     assert writer.commit() == Offset(lsn, changes[-1][0])
 
 
+def write_whole(writer: LogWriter, transaction: Transaction) -> Offset:
+    """As :func:`write`, at once."""
+    lsn, changes = transaction
+    return writer.write(lsn, [op for op, _ in changes], [line for _, line in changes])
+
+
 def read_range(reader: ShapeReader, found: LogRange) -> bytes:
     return reader.read_log(found.start, found.end - found.start)
 

@@ -26,6 +26,7 @@ from tests.unit.common.test_shapelog_model import (
     read_range,
     transaction_lists,
     write,
+    write_whole,
 )
 
 
@@ -50,9 +51,11 @@ def test_files_do_not_depend_on_how_entries_came(
     model = model_of(transactions, chunk_bytes)
     with TemporaryDirectory() as name:
         plain = LogWriter.create(Path(name) / "plain", chunk_bytes)
+        whole = LogWriter.create(Path(name) / "whole", chunk_bytes)
         cut = LogWriter.create(Path(name) / "cut", chunk_bytes)
         for lsn, changes in transactions:
             write(plain, (lsn, changes))
+            assert write_whole(whole, (lsn, changes)) == whole.last == plain.last
             if data.draw(st.booleans(), "abort"):
                 cut.append(lsn, [0, 9], [entry(lsn, 0, 40), entry(lsn, 9, 700)])
                 if data.draw(st.booleans(), "flush"):
@@ -67,9 +70,9 @@ def test_files_do_not_depend_on_how_entries_came(
                     cut.flush()
             assert cut.commit() == Offset(lsn, changes[-1][0])
             assert cut.last == plain.last
-        plain.close()
-        cut.close()
-        assert files_of(Path(name) / "plain") == files_of(Path(name) / "cut")
+        for writer in (plain, whole, cut):
+            writer.close()
+        assert files_of(Path(name) / "plain") == files_of(Path(name) / "cut") == files_of(Path(name) / "whole")
         assert files_of(Path(name) / "plain").get("log.json", b"") == model.bytes_of(0, len(model.entries))
         check_reader(Path(name) / "plain", model)
 
@@ -202,6 +205,47 @@ def test_full_disk_at_every_byte_costs_nothing(tmp_path: Path, retry: bool) -> N
         writer.close()
         assert files_of(directory) == expected
     assert failures > 100
+
+
+@pytest.mark.parametrize("chunk_bytes", [400, 10_000])
+def test_a_transaction_that_is_written_at_once_leaves_nothing_on_a_full_disk(tmp_path: Path, chunk_bytes: int) -> None:
+    first: Transaction = (3, [(0, entry(3, 0))])
+    second: Transaction = (8, [(op, entry(8, op, 10 * op)) for op in range(6)])
+    plain = LogWriter.create(tmp_path / "plain", chunk_bytes)
+    write(plain, first)
+    size = sum(map(len, files_of(tmp_path / "plain").values()))
+    write(plain, second)
+    plain.close()
+    expected = files_of(tmp_path / "plain")
+    for room in range(0, sum(map(len, expected.values())) - size, 11):
+        directory = tmp_path / f"{room}"
+        files = FailingFiles(1 << 30)
+        writer = LogWriter.create(directory, chunk_bytes, files)
+        write(writer, first)
+        before = files_of(directory)
+        files.room = room
+        with pytest.raises(OSError, match="No space"):
+            write_whole(writer, second)
+        assert files_of(directory) == before
+        assert (writer.idle, writer.last) == (True, Offset(3, 0))
+        files.room = 1 << 30
+        write_whole(writer, second)
+        writer.close()
+        assert files_of(directory) == expected
+
+
+def test_a_transaction_that_is_written_at_once_comes_after_all_others(tmp_path: Path) -> None:
+    writer = LogWriter.create(tmp_path / "shape", 1000)
+    write(writer, (5, [(4, entry(5, 4))]))
+    before = files_of(tmp_path / "shape")
+    with pytest.raises(ValueError, match="does not come after"):
+        write_whole(writer, (5, [(4, entry(5, 4))]))
+    with pytest.raises(ValueError, match="headers object"):
+        write_whole(writer, (6, [(0, b"{}")]))
+    with pytest.raises(ValueError, match="ops: 1 of them for 2 lines"):
+        writer.write(6, [0], [entry(6, 0), entry(6, 2)])
+    assert files_of(tmp_path / "shape") == before
+    writer.close()
 
 
 def test_unknown_tail_stops_the_writer(tmp_path: Path) -> None:

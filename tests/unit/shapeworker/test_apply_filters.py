@@ -329,3 +329,32 @@ def test_a_transaction_that_is_spilled_is_the_same_as_one_that_is_not(
     world.apply(*changes)
     assert [value["id"] for _, _, value in shown(shape)] == [str(number) for number in range(1, 500, 3)]
     assert sum("last" in entry["headers"] for entry in entries(shape)) == 1
+
+
+@pytest.mark.parametrize("spill", [150, 1000, 1 << 20])
+def test_each_shape_has_its_changes_in_order_however_they_overlap(
+    world: World, monkeypatch: pytest.MonkeyPatch, spill: int
+) -> None:
+    """Changes are gathered by the shapes that they concern together: those of one shape are in many such bundles."""
+    monkeypatch.setattr("shapeworker.apply.SPILL_BYTES", spill)
+    random = Random(spill)
+    shapes = {least: world.active(f"n >= {least}") for least in range(6)}
+    shapes |= {6 + least: world.active(f"n >= {least}", columns=("id", "v")) for least in range(6)}
+    values = [random.randrange(6) for _ in range(80)]
+    world.apply(*(build.insert(OID, row(number, n, "a", "x")) for number, n in enumerate(values)))
+    for least, shape in shapes.items():
+        expected = [2 * number for number, n in enumerate(values) if n >= least % 6]
+        assert [position for _, position, _ in shown(shape)] == expected
+        assert [number for number, entry in enumerate(entries(shape)) if "last" in entry["headers"]] == [
+            len(expected) - 1
+        ]
+
+
+def test_a_shape_that_ends_gets_nothing_of_what_was_gathered_for_it(world: World) -> None:
+    """Its partition may have been given away by the time that the changes of a frame are handed out."""
+    failing, fine = world.active("10 / n = 1"), world.active("n IS NOT NULL")
+    world.apply(*(build.insert(OID, row(number, n, "a", "x")) for number, n in enumerate((10, 0, 10))))
+    assert len(world.events.endings) == 1
+    assert (entries(failing), len(entries(fine))) == ([], 3)
+    assert failing.log is not None
+    assert failing.log.idle
