@@ -18,6 +18,9 @@ import zmq
 DRAIN_LIMIT = 256
 """Messages handled before other callbacks of the loop get their turn."""
 
+DRAIN_BYTES = 1 << 20
+"""The same in bytes."""
+
 
 RECONNECT_MS = (50, 1000)
 HEARTBEAT_MS = 1000
@@ -39,10 +42,19 @@ class Channel:
         socket: zmq.Socket[bytes],
         on_message: Callable[[list[bytes]], None] | None,
         limit: int = DRAIN_LIMIT,
+        *,
+        limit_bytes: int = DRAIN_BYTES,
+        on_turn: Callable[[], None] | None = None,
     ) -> None:
-        """``on_message`` is ``None`` for sockets that only send (PUB). After ``limit`` messages others get a turn."""
+        """``on_message`` is ``None`` for sockets that only send (PUB).
+
+        After ``limit`` messages, or ``limit_bytes`` in their last parts, others get a turn. ``on_turn`` comes first,
+        whenever messages have been handled.
+        """
         self.socket = socket
         self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._on_turn = on_turn
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
@@ -81,20 +93,31 @@ class Channel:
         self._drain()
 
     def _drain(self) -> None:
-        for _ in range(self._limit):
+        try:
+            handled, more = self._handle_some()
+            if handled and self._on_turn is not None:
+                self._on_turn()
+        except BaseException:
+            # The event that announced the messages behind this one is spent.
+            self._look_again()
+            raise
+        if more:
+            self._look_again()
+
+    def _handle_some(self) -> tuple[int, bool]:
+        """Handle messages; how many they were, and whether there may be more."""
+        count = size = 0
+        while count < self._limit and size < self._limit_bytes:
             if self._closed or self._on_message is None:
-                return
+                return count, False
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
-            try:
-                self._on_message(parts)
-            except BaseException:
-                # The event that announced the messages behind this one is spent.
-                self._look_again()
-                raise
-        self._look_again()
+                return count, False
+            count += 1
+            size += len(parts[-1])
+            self._on_message(parts)
+        return count, True
 
 
 def bound(context: zmq.Context[Any], kind: int, endpoint: str, options: dict[int, int | bytes] | None = None) -> Any:

@@ -36,6 +36,9 @@ SPILL_LEAST_BYTES = 16 * 1024
 SPILL_TOTAL_BYTES = 32 * 1024 * 1024
 """Of all shapes that a transaction touches, until the least is reached."""
 
+UNWRITTEN: Final = 50_000
+"""Transactions of shapes, each counted in each shape, that may wait to be written together."""
+
 HELD_BYTES: Final = 64 * 1024 * 1024
 """Of changes that new shapes may hold back in memory, all together, until their snapshots are taken; beyond, the one
 that holds most is given up."""
@@ -59,7 +62,7 @@ class Events(Protocol):
         """The shape cannot go on."""
 
     def committed(self, lsn: int) -> None:
-        """All shapes have what they need of the transactions up to this commit."""
+        """All logs have what they need of the transactions up to this commit."""
 
 
 class _Change:
@@ -119,7 +122,8 @@ class _Batch:
 class Applier:
     """Applies records in stream order to the shapes it has been given.
 
-    After the records of a frame comes :meth:`deliver`: in between, shapes may lack what they will get.
+    After some frames' records comes :meth:`deliver`, before anything else happens: in between, shapes lack what they
+    will get, and what they have got is not in their logs yet. So many small transactions cost each log one write.
     """
 
     def __init__(self, events: Events, open_log: Callable[[Shape], None]) -> None:
@@ -133,7 +137,11 @@ class Applier:
         self._serial = 0
         # By the view whose shapes all get what comes, or by just those shapes that a change concerns.
         self._batches: dict[View | tuple[Shape, ...], _Batch] = {}
+        # Shapes that the passing transaction counts for, and those with transactions that are not in their logs yet.
         self._touched: list[Shape] = []
+        self._unwritten: dict[Shape, None] = {}
+        self._waiting = 0
+        self._committed: int | None = None
         self._holding: set[Shape] = set()
         self._spill_bytes = SPILL_BYTES
         self._lsn = 0
@@ -171,19 +179,21 @@ class Applier:
                 break
         if not audiences:
             self._audiences.pop(shape.table.oid, None)
-        if shape in self._touched:
-            self._touched.remove(shape)
+        if shape in self._unwritten or shape in self._touched:
+            self._unwritten.pop(shape, None)
+            if shape in self._touched:
+                self._touched.remove(shape)
             shape.abort()
-        # Lines that are still to be delivered may be for this one, too.
+        # Lines that are still to be handed out may be for this one, too.
         shape.serial, shape.skips = self._serial, True
 
     # ---- the stream
 
     def restart(self) -> None:
         """A new epoch: what is half-done is void and comes again; the relations are sent again, too."""
-        for shape in self._touched:
+        for shape in (*self._touched, *self._unwritten):
             shape.abort()
-        self._touched = []
+        self._touched, self._unwritten, self._committed = [], {}, None
         self._batches = {}
         self._relations.clear()
         self._readings.clear()
@@ -193,12 +203,15 @@ class Applier:
         if kind == CHANGE:
             self._change(index, payload)
         elif kind == COMMIT:
-            self.deliver()
+            self._hand_out()
             self._commit(*parse_commit(payload))
+            if self._waiting > UNWRITTEN:
+                self.deliver()
         elif kind == BEGIN:
             self._lsn, self._xid, self.committed_us = parse_begin(payload)
             self._serial += 1
-            self._spill_bytes = SPILL_BYTES
+            if not self._unwritten:
+                self._spill_bytes = SPILL_BYTES
             self._headers = transaction_headers(self._lsn, self._xid)
         elif kind == RELATION:
             ancestors, message = parse_relation_record(payload)
@@ -206,13 +219,31 @@ class Applier:
             self._relations[relation.oid] = (relation, ancestors)
             self._readings.pop(relation.oid, None)
         elif kind == TRUNCATE:
-            self.deliver()
+            self._hand_out()
             for oid in pgoutput.parse_truncate(payload):
                 for reading in self._targets(oid):
                     self._obstruct_all(reading.audience, "its table was truncated")
 
     def deliver(self) -> None:
-        """Give the shapes what the records so far hold for them. Raises :class:`StorageFull`."""
+        """Give the shapes what the records so far hold for them, and write what is committed of it.
+
+        Raises :class:`StorageFull`; then nothing counts that was not told to the events.
+        """
+        self._hand_out()
+        while self._unwritten:
+            shape, _ = self._unwritten.popitem()
+            try:
+                self._write(shape)
+            except StorageFull:
+                shape.abort()
+                self.restart()
+                raise
+        self._waiting = 0
+        if self._committed is not None:
+            committed, self._committed = self._committed, None
+            self._events.committed(committed)
+
+    def _hand_out(self) -> None:
         batches, self._batches = self._batches, {}
         serial, large = self._serial, []
         for batch in batches.values():
@@ -251,7 +282,7 @@ class Applier:
             batch.size += len(line)
             op += 1
         if batch.size >= self._spill_bytes:
-            self.deliver()
+            self._hand_out()
 
     def _route(self, change: _Change, reading: Reading) -> None:
         """To the shapes whose filters concern the change: an update can be an insert or a delete to them."""
@@ -289,29 +320,28 @@ class Applier:
         # Before anybody can read anything of it.
         self.delivered.add(xid)
         touched, self._touched = self._touched, []
-        while touched:
-            shape = touched.pop()
-            try:
-                self._write(shape, commit=(lsn, xid))
-            except StorageFull:
-                self._touched = [*touched, shape]
-                self.restart()
-                raise
-        self._events.committed(lsn)
+        self._waiting += len(touched)
+        for shape in touched:
+            if shape.commit(lsn, xid):
+                self._unwritten[shape] = None
+            if shape.held_bytes:
+                self._hold(shape)
+        self._committed = lsn
 
-    def _write(self, shape: Shape, *, spill: bool = False, commit: tuple[int, int] = (0, 0)) -> None:
+    def _write(self, shape: Shape, *, spill: bool = False) -> None:
+        """What is committed, and of a large transaction also what has come so far."""
         try:
             if shape.log is None:
                 # It was closed for others while this transaction was gathered.
                 self._open_log(shape)
-            if spill:
-                shape.spill(self._lsn)
-            end = None if spill else shape.commit(*commit)
-            if shape.held_bytes and shape.life is not Life.ENDED:
-                self._holding.add(shape)
-                self._bound_held()
+            end = shape.write()
             if end is not None:
                 self._events.written(shape, end)
+            if spill:
+                self._unwritten.pop(shape, None)
+                shape.spill(self._lsn)
+                if shape.held_bytes:
+                    self._hold(shape)
         except DamagedLog as error:
             self._end(shape, f"its log cannot be opened: {error}")
         except OSError as error:
@@ -319,8 +349,10 @@ class Applier:
                 raise StorageFull(error) from error
             self._end(shape, f"its log cannot be written: {error.strerror}")
 
-    def _bound_held(self) -> None:
+    def _hold(self, shape: Shape) -> None:
         """Keep what new shapes hold back within its bound, at the expense of the greediest."""
+        if shape.life is not Life.ENDED:
+            self._holding.add(shape)
         self._holding = {shape for shape in self._holding if shape.held_bytes}
         if sum(shape.held_bytes for shape in self._holding) > HELD_BYTES:
             greediest = max(self._holding, key=lambda shape: shape.held_bytes)
@@ -348,7 +380,7 @@ class Applier:
         shape.enter(self._serial, self._lsn, self._xid)
         if not shape.skips:
             self._touched.append(shape)
-            share = SPILL_TOTAL_BYTES // len(self._touched)
+            share = SPILL_TOTAL_BYTES // (len(self._touched) + len(self._unwritten))
             self._spill_bytes = min(SPILL_BYTES, max(SPILL_LEAST_BYTES, share))
 
     def _obstruct(self, shape: Shape, reason: str) -> None:

@@ -22,6 +22,7 @@ from common.lsn import Offset
 from common.messages import (
     ANSWER,
     FRAME,
+    FRAME_BYTES,
     GAP,
     MESSAGE,
     POSITION,
@@ -92,8 +93,11 @@ FULL_DISK_PAUSE = 2.0
 HINTS = 100_000
 """Messages that may wait for a gateway that does not read; beyond them hints are dropped."""
 
-STREAM_TURN = 4
-"""Frames handled before requests and snapshots get their turn; one takes some milliseconds."""
+STREAM_TURN = 16
+"""Small frames handled before requests and snapshots get their turn; what they bring is written together."""
+
+STREAM_TURN_BYTES = 4 * FRAME_BYTES
+"""The same for large ones; a full frame takes some milliseconds."""
 
 
 class Worker:
@@ -117,8 +121,8 @@ class Worker:
         self._shortage = ("", -FULL_DISK_PAUSE)
         # Frames are missing, and no new epoch has come yet. A full disk is another matter, with a patience of its own.
         self._lost = False
-        # Of which epoch how many bytes of frames are dealt with.
-        self._dealt = (0, 0)
+        # Of which epoch how many bytes of frames are dealt with, and what the ingester was told of that.
+        self._dealt = self._credited = (0, 0)
         # The position that gateways were told last.
         self._published = 0
         self._tables: set[int] = set()
@@ -189,6 +193,8 @@ class Worker:
             ),
             self._on_stream,
             STREAM_TURN,
+            limit_bytes=STREAM_TURN_BYTES,
+            on_turn=self._after_stream,
         )
         self._status = Channel(
             connected(self._context, zmq.SUB, settings.status_endpoint, {zmq.SUBSCRIBE: STATUS_TOPIC}),
@@ -369,6 +375,7 @@ class Worker:
                     if kind in RECORDS:
                         self._applier.record(kind, index, payload)
                         continue
+                    # What follows must find the logs as they are at this place of the stream.
                     self._applier.deliver()
                     if kind == ANSWER:
                         self._on_answer(decode_answer(payload))
@@ -376,23 +383,28 @@ class Worker:
                         self._on_position(*parse_position(payload))
                     elif kind == GAP:
                         self._on_gap(decode_gap(payload))
-                self._applier.deliver()
             except StorageFull as error:
                 self._on_full(error)
-            if self._syncer.applied != self._published:
-                self._publish_applied()
         elif verdict is Verdict.LOST:
             log.warning("frames were lost; asking for them again", epoch=self._intake.epoch)
             self._lost = True
             self._hello(self._version)
-        self._credit(frame)
-
-    def _credit(self, frame: bytes) -> None:
         # To the epoch of the frame, whichever is the present one: credits of the past must not buy anything now.
         epoch, _ = parse_frame(frame)
         if epoch >= self._dealt[0]:
             before = self._dealt[1] if epoch == self._dealt[0] else 0
             self._dealt = epoch, before + len(frame)
+
+    def _after_stream(self) -> None:
+        """Nothing else happens on the loop before what the frames of this turn have brought is written and told."""
+        try:
+            self._applier.deliver()
+        except StorageFull as error:
+            self._on_full(error)
+        if self._syncer.applied != self._published:
+            self._publish_applied()
+        if self._dealt != self._credited:
+            self._credited = self._dealt
             self._send(Credit(*self._dealt))
 
     def _on_position(self, position: int, fed: tuple[int, ...]) -> None:

@@ -59,10 +59,13 @@ class Shape:
         "_lines",
         "_obstacle",
         "_ops",
+        "_ordered",
         "_passing",
         "_schema",
         "_size",
         "_storage",
+        "_unwritten",
+        "_unwritten_size",
         "building",
         "closed_at",
         "filter",
@@ -130,6 +133,9 @@ class Shape:
         self._ordered = True
         self._size = 0
         self._obstacle = ""
+        # Transactions that have passed and are not in the log yet, and the bytes of their lines.
+        self._unwritten: list[tuple[int, list[int], list[bytes]]] = []
+        self._unwritten_size = 0
         self._held: list[HeldBack] = []
         self._held_size = 0
 
@@ -175,7 +181,8 @@ class Shape:
         self.serial = serial
         self._passing = (lsn, xid)
         self._obstacle = ""
-        self._take()
+        if self._lines:
+            self._take()
         if self.snapshot is None:
             self.skips = not self.holds_back or (bool(self._held) and lsn <= self._held[-1].lsn)
         else:
@@ -186,12 +193,12 @@ class Shape:
     def counts(self, lsn: int, xid: int) -> bool:
         """The rule. Only once the snapshot is known."""
         assert self.snapshot is not None
-        if lsn <= self.last.tx:
+        if lsn <= (self._unwritten[-1][0] if self._unwritten else self.last.tx):
             return False
         return lsn >= self.filter_until or not self.snapshot.shows(xid)
 
     def gather(self, ops: Sequence[int], lines: Sequence[bytes], size: int) -> int:
-        """Take the lines at these places, ``size`` bytes together. Returns the bytes gathered and not spilt yet.
+        """Take the lines at these places, ``size`` bytes together. Returns the bytes that are not in the log yet.
 
         The places increase, but lines that belong before these may come in a later call, until they are spilt.
         """
@@ -200,7 +207,7 @@ class Shape:
         self._ops.extend(ops)
         self._lines.extend(lines)
         self._size += size
-        return self._size
+        return self._size + self._unwritten_size
 
     def obstruct(self, reason: str) -> bool:
         """The passing transaction holds what the shape cannot follow. Returns whether the shape must end now.
@@ -213,30 +220,48 @@ class Shape:
         return False
 
     def spill(self, lsn: int) -> None:
-        """Write what a large transaction has gathered so far; it stays invisible until the commit."""
+        """Write what a large transaction has gathered so far; it stays invisible until the commit is written.
+
+        What has passed before has been written.
+        """
         if self.snapshot is not None and self.log is not None and self._lines:
             self.log.append(lsn, *self._take())
             self.log.flush()
 
-    def commit(self, lsn: int, xid: int) -> Offset | None:
-        """The transaction ends. Returns the new end of the log, or ``None`` if nothing was added to it."""
+    def commit(self, lsn: int, xid: int) -> bool:
+        """The transaction ends. Returns whether there is something to write."""
+        size = self._size
         ops, lines = self._take()
         self._passing = None
         if self.snapshot is None:
             if lines or self._obstacle:
                 self._held.append(HeldBack(lsn, xid, ops, lines, self._obstacle))
                 self._held_size += sum(map(len, lines))
+            return False
+        # Of a transaction that was spilt nothing may be left; its commit is still to be written.
+        if lines or (self.log is not None and not self.log.idle):
+            self._unwritten.append((lsn, ops, lines))
+            self._unwritten_size += size
+        return bool(self._unwritten)
+
+    def write(self) -> Offset | None:
+        """Write the transactions that have passed. Returns the new end of the log, or ``None`` if there were none."""
+        passed, self._unwritten, self._unwritten_size = self._unwritten, [], 0
+        if not passed:
             return None
         log = self.log
         assert log is not None
-        if lines and log.idle:
-            return log.write(lsn, ops, lines)
-        log.append(lsn, ops, lines)
-        return log.commit()
+        end = None
+        if not log.idle:
+            # The beginning of the first one was spilt.
+            log.append(*passed.pop(0))
+            end = log.commit()
+        return log.write(passed) or end
 
     def abort(self) -> None:
         """The transaction will not end: it comes again from its beginning, or the shape ends here."""
         self._take()
+        self._unwritten, self._unwritten_size = [], 0
         self.serial = 0
         self._passing = None
         if self.log is not None:
@@ -260,7 +285,7 @@ class Shape:
                     raise Obstructed(obstacle)
                 assert self.log is not None
                 if lines:
-                    end = self.log.write(lsn, ops, lines)
+                    end = self.log.write([(lsn, ops, lines)])
         if self._passing is not None and not self.skips:
             if not self.counts(*self._passing):
                 self.skips = True

@@ -8,6 +8,7 @@ chunk boundaries exactly. One thread, the worker's loop, calls everything but :m
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -178,7 +179,7 @@ class LogWriter:
         if not lines:
             return
         held = self._held
-        self._check(lsn, ops, lines)
+        self._check(lsn, ops, lines, self.last)
         if held is None:
             self._lsn = lsn
             body = lines.copy()
@@ -200,43 +201,33 @@ class LogWriter:
         if self._pieces_size >= BUFFER_BYTES:
             self.flush()
 
-    def write(self, lsn: int, ops: list[int], lines: list[bytes]) -> Offset:
-        """A whole transaction at once: what :meth:`append` and :meth:`commit` do, for a third of the time if no chunk
-        ends in it, as few do.
+    def write(self, transactions: Iterable[tuple[int, list[int], list[bytes]]]) -> Offset | None:
+        """Whole transactions, as :meth:`append` takes them: what that and :meth:`commit` do, but with one write to each
+        file for all of them, unless a chunk ends in one.
 
-        There are lines, and no transaction is open. Raises as those do, but has taken nothing after any error.
+        None of them is without lines, and no transaction is open. Returns the last offset, ``None`` if there are none.
+        Raises as those methods do; any number of them, from the first one on, may have been written then.
         """
-        running = self._running + sum(map(len, lines)) + _ADDED
-        if running >= self._chunk_bytes:
-            try:
-                self.append(lsn, ops, lines)
-                last = self.commit()
-            except OSError:
-                self.abort()
-                raise
-            assert last is not None
-            return last
-        self._check(lsn, ops, lines)
-        log = self._open_log()
-        body = [*lines, b""]
-        body[-2] = body[-2][:-2] + _LAST
-        data = SEPARATOR.join(body)
-        end = self._end + len(data)
-        op = ops[-1]
-        record = encode_record(lsn, op, end, running, self._closed, COMMIT, _checksum(data))
-        files = self._files
-        index = self.header.file
-        try:
-            write_all(files, log.fd, data, self._end)
-            write_all(files, index.fd, record, self._index_end)
-        except OSError:
-            self._cut_back(log)
-            raise
-        log.dirty = index.dirty = True
-        self._index_end += len(record)
-        self._end = self._written = end
-        self._running = self._open_running = running
-        self.last = last = Offset(lsn, op)
+        data, records = [], []
+        end, running, last = self._end, self._running, None
+        for lsn, ops, lines in transactions:
+            grown = running + sum(map(len, lines)) + _ADDED
+            if grown >= self._chunk_bytes:
+                if last is not None:
+                    self._show(data, records, last, end, running)
+                    data, records = [], []
+                last = self._write_chunks(lsn, ops, lines)
+                end, running = self._end, self._running
+                continue
+            self._check(lsn, ops, lines, last or self.last)
+            body = [*lines, b""]
+            body[-2] = body[-2][:-2] + _LAST
+            block = SEPARATOR.join(body)
+            end, running, last = end + len(block), grown, Offset(lsn, ops[-1])
+            data.append(block)
+            records.append(encode_record(lsn, last.op, end, running, self._closed, COMMIT, _checksum(block)))
+        if last is not None:
+            self._show(data, records, last, end, running)
         return last
 
     def flush(self) -> None:
@@ -359,15 +350,43 @@ class LogWriter:
         if self._log is not None:
             self._log.close()
 
-    def _check(self, lsn: int, ops: list[int], lines: list[bytes]) -> None:
-        """Refuse what does not come after all that there is."""
+    def _write_chunks(self, lsn: int, ops: list[int], lines: list[bytes]) -> Offset | None:
+        try:
+            self.append(lsn, ops, lines)
+            return self.commit()
+        except OSError:
+            self.abort()
+            raise
+
+    def _show(self, data: list[bytes], records: list[bytes], last: Offset, end: int, running: int) -> None:
+        """Write whole transactions, if there are any; what follows is the state behind them."""
+        if not data:
+            return
+        log = self._open_log()
+        files = self._files
+        index = self.header.file
+        entries = b"".join(records)
+        try:
+            write_all(files, log.fd, b"".join(data), self._end)
+            write_all(files, index.fd, entries, self._index_end)
+        except OSError:
+            self._cut_back(log)
+            raise
+        log.dirty = index.dirty = True
+        self._index_end += len(entries)
+        self._end = self._written = end
+        self._running = self._open_running = running
+        self.last = last
+
+    def _check(self, lsn: int, ops: list[int], lines: list[bytes], last: Offset) -> None:
+        """Refuse what does not come after the open transaction, or after the last one."""
         if len(ops) != len(lines):
             raise ValueError(f"ops: {len(ops)} of them for {len(lines)} lines")
         if not lines[-1].endswith(b"}}"):
             raise ValueError("lines: an entry does not end with its headers object")
         if self._held is None:
-            if (lsn, ops[0]) <= self.last or not 0 < lsn <= MAX_LSN:
-                raise ValueError(f"lsn, ops: {lsn}_{ops[0]} does not come after {self.last}")
+            if (lsn, ops[0]) <= last or not 0 < lsn <= MAX_LSN:
+                raise ValueError(f"lsn, ops: {lsn}_{ops[0]} does not come after {last}")
         elif lsn != self._lsn:
             raise ValueError(f"lsn: {lsn} while the transaction {self._lsn} is open")
         elif ops[0] <= self._held_op:

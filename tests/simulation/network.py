@@ -280,10 +280,25 @@ class SimSocket:
 class SimChannel:
     """``common.sockets.Channel`` over such a socket."""
 
-    def __init__(self, socket: Any, on_message: Callable[[Parts], None] | None, limit: int = 0) -> None:
-        """``limit`` does not count: each message comes by itself."""
+    def __init__(
+        self,
+        socket: Any,
+        on_message: Callable[[Parts], None] | None,
+        limit: int = 0,
+        *,
+        limit_bytes: int = 0,
+        on_turn: Callable[[], None] | None = None,
+    ) -> None:
+        """The limits do not count: each message comes by itself, and has a turn of its own."""
+
+        def receive(parts: Parts) -> None:
+            assert on_message is not None
+            on_message(parts)
+            if on_turn is not None:
+                on_turn()
+
         self.socket: SimSocket = socket
-        self.socket.on_message = on_message
+        self.socket.on_message = None if on_message is None else receive
 
     def send(self, parts: Parts) -> bool:
         """Queue a message."""

@@ -28,7 +28,7 @@ MUTATIONS: Final = (
         "return lsn >= self.filter_until",
     ),
     Mutation(
-        "what is in the log counts again", SHAPE, "        if lsn <= self.last.tx:\n            return False\n", ""
+        "what is in the log counts again", SHAPE, "if self._unwritten else self.last.tx)", "if self._unwritten else 0)"
     ),
     Mutation(
         "what was held back is logged backwards",
@@ -173,8 +173,8 @@ MUTATIONS: Final = (
     Mutation(
         "a new epoch keeps what was half-done",
         APPLY,
-        "            shape.abort()\n        self._touched = []\n        self._relations",
-        "            pass\n        self._touched = []\n        self._relations",
+        "            shape.abort()\n        self._touched, self._unwritten",
+        "            pass\n        self._touched, self._unwritten",
     ),
     Mutation(
         "a partition is given back before its shapes have ended",

@@ -22,11 +22,11 @@ MUTATIONS: Final = (
     Mutation(
         "records before bytes",
         WRITER,
-        """            write_all(files, log.fd, data, self._written)
-            write_all(files, index.fd, records, self._index_end)
+        """            write_all(files, log.fd, b"".join(data), self._end)
+            write_all(files, index.fd, entries, self._index_end)
 """,
-        """            write_all(files, index.fd, records, self._index_end)
-            write_all(files, log.fd, data, self._written)
+        """            write_all(files, index.fd, entries, self._index_end)
+            write_all(files, log.fd, b"".join(data), self._end)
 """,
     ),
     Mutation(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -50,6 +51,7 @@ class World(Protocol):
     history: list[Transaction]
     acknowledged: int
     chunk_bytes: int
+    random: Random
 
     def clock(self) -> int: ...
     def dispatched(self, place: int) -> None: ...
@@ -263,10 +265,21 @@ class Worker:
         return self._streaming and (self._next < len(self._world.history) or bool(self.subscriptions))
 
     def feed(self) -> None:
-        """One more record of the stream."""
-        if not self.streams:
-            return
+        """A turn of the stream: some more records."""
+        try:
+            for _ in range(self._world.random.choice((1, 1, 2, 5, 20))):
+                if not self.streams:
+                    break
+                self._feed_one()
+            self.applier.deliver()
+        except StorageFull:
+            self.full = True
+            self._streaming = False
+            self.applier.restart()
+
+    def _feed_one(self) -> None:
         if not self._record and self.subscriptions:
+            self.applier.deliver()
             subscribe = self.subscriptions.pop(0)
             self.creator.answer(Entered(subscribe.id))
             self.creator.answer(Subscribed(subscribe.id, 0, ()))
@@ -274,14 +287,7 @@ class Worker:
         if self._next == len(self._world.history):
             return
         transaction = self._world.history[self._next]
-        try:
-            self.applier.record(*transaction.records[self._record])
-            self.applier.deliver()
-        except StorageFull:
-            self.full = True
-            self._streaming = False
-            self.applier.restart()
-            return
+        self.applier.record(*transaction.records[self._record])
         self._world.dispatched(self._next)
         self._record += 1
         if self._record == len(transaction.records):

@@ -89,10 +89,11 @@ def write(writer: LogWriter, transaction: Transaction) -> None:
     assert writer.commit() == Offset(lsn, changes[-1][0])
 
 
-def write_whole(writer: LogWriter, transaction: Transaction) -> Offset:
-    """As :func:`write`, at once."""
-    lsn, changes = transaction
-    return writer.write(lsn, [op for op, _ in changes], [line for _, line in changes])
+def write_whole(writer: LogWriter, *transactions: Transaction) -> Offset | None:
+    """As :func:`write`, all at once."""
+    return writer.write(
+        (lsn, [op for op, _ in changes], [line for _, line in changes]) for lsn, changes in transactions
+    )
 
 
 def read_range(reader: ShapeReader, found: LogRange) -> bytes:

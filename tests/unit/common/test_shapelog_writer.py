@@ -53,9 +53,13 @@ def test_files_do_not_depend_on_how_entries_came(
         plain = LogWriter.create(Path(name) / "plain", chunk_bytes)
         whole = LogWriter.create(Path(name) / "whole", chunk_bytes)
         cut = LogWriter.create(Path(name) / "cut", chunk_bytes)
+        passed: list[Transaction] = []
         for lsn, changes in transactions:
             write(plain, (lsn, changes))
-            assert write_whole(whole, (lsn, changes)) == whole.last == plain.last
+            passed.append((lsn, changes))
+            if data.draw(st.booleans(), "together"):
+                assert write_whole(whole, *passed) == whole.last == plain.last
+                passed = []
             if data.draw(st.booleans(), "abort"):
                 cut.append(lsn, [0, 9], [entry(lsn, 0, 40), entry(lsn, 9, 700)])
                 if data.draw(st.booleans(), "flush"):
@@ -70,6 +74,7 @@ def test_files_do_not_depend_on_how_entries_came(
                     cut.flush()
             assert cut.commit() == Offset(lsn, changes[-1][0])
             assert cut.last == plain.last
+        assert write_whole(whole, *passed) == (plain.last if passed else None)
         for writer in (plain, whole, cut):
             writer.close()
         assert files_of(Path(name) / "plain") == files_of(Path(name) / "cut") == files_of(Path(name) / "whole")
@@ -208,13 +213,16 @@ def test_full_disk_at_every_byte_costs_nothing(tmp_path: Path, retry: bool) -> N
 
 
 @pytest.mark.parametrize("chunk_bytes", [400, 10_000])
-def test_a_transaction_that_is_written_at_once_leaves_nothing_on_a_full_disk(tmp_path: Path, chunk_bytes: int) -> None:
+def test_transactions_that_are_written_together_are_whole_on_a_full_disk(tmp_path: Path, chunk_bytes: int) -> None:
     first: Transaction = (3, [(0, entry(3, 0))])
     second: Transaction = (8, [(op, entry(8, op, 10 * op)) for op in range(6)])
+    third: Transaction = (9, [(0, entry(9, 0))])
     plain = LogWriter.create(tmp_path / "plain", chunk_bytes)
     write(plain, first)
     size = sum(map(len, files_of(tmp_path / "plain").values()))
     write(plain, second)
+    middle = files_of(tmp_path / "plain")
+    write(plain, third)
     plain.close()
     expected = files_of(tmp_path / "plain")
     for room in range(0, sum(map(len, expected.values())) - size, 11):
@@ -225,11 +233,11 @@ def test_a_transaction_that_is_written_at_once_leaves_nothing_on_a_full_disk(tmp
         before = files_of(directory)
         files.room = room
         with pytest.raises(OSError, match="No space"):
-            write_whole(writer, second)
-        assert files_of(directory) == before
-        assert (writer.idle, writer.last) == (True, Offset(3, 0))
+            write_whole(writer, second, third)
+        assert writer.idle
+        assert files_of(directory) == (before if writer.last == Offset(3, 0) else middle)
         files.room = 1 << 30
-        write_whole(writer, second)
+        write_whole(writer, *(item for item in (second, third) if item[0] > writer.last.tx))
         writer.close()
         assert files_of(directory) == expected
 
@@ -243,7 +251,9 @@ def test_a_transaction_that_is_written_at_once_comes_after_all_others(tmp_path: 
     with pytest.raises(ValueError, match="headers object"):
         write_whole(writer, (6, [(0, b"{}")]))
     with pytest.raises(ValueError, match="ops: 1 of them for 2 lines"):
-        writer.write(6, [0], [entry(6, 0), entry(6, 2)])
+        writer.write([(6, [0], [entry(6, 0), entry(6, 2)])])
+    with pytest.raises(ValueError, match="6_0 does not come after 6_0"):
+        write_whole(writer, (6, [(0, entry(6, 0))]), (6, [(0, entry(6, 0))]))
     assert files_of(tmp_path / "shape") == before
     writer.close()
 

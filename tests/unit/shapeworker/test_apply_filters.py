@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from common.shape import ShapeRequest
 from common.shapelog.writer import LogWriter
 from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot
-from shapeworker.apply import Applier
+from shapeworker.apply import Applier, StorageFull
 from shapeworker.filters import make_filter
 from shapeworker.shape import Life, Obstructed, Shape
 from tests.unit import pgoutput_messages as build
@@ -358,3 +359,58 @@ def test_a_shape_that_ends_gets_nothing_of_what_was_gathered_for_it(world: World
     assert (entries(failing), len(entries(fine))) == ([], 3)
     assert failing.log is not None
     assert failing.log.idle
+
+
+@pytest.mark.parametrize(("spill", "unwritten"), [(150, 50_000), (1 << 20, 50_000), (1 << 20, 7)])
+def test_transactions_that_come_together_leave_what_single_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spill: int, unwritten: int
+) -> None:
+    monkeypatch.setattr("shapeworker.apply.SPILL_BYTES", spill)
+    monkeypatch.setattr("shapeworker.apply.UNWRITTEN", unwritten)
+    random = Random(spill + unwritten)
+    single, together = World(tmp_path / "single"), World(tmp_path / "together")
+    pairs = [(single.active(where), together.active(where)) for where in ("n >= 0", "n >= 2", "n = 1", "v = 'a'")]
+    for applier in (single.applier, together.applier):
+        feed(applier, relation(RELATION))
+    for number in range(60):
+        values = [random.randrange(4) for _ in range(random.choice((0, 1, 1, 3, 12)))]
+        changes = [build.insert(OID, row(100 * number + at, n, "a", "x")) for at, n in enumerate(values)]
+        records = transaction(1000 + number, 7, changes)
+        feed(single.applier, records)
+        for record in records:
+            together.applier.record(*record)
+            if random.random() < 0.02:
+                together.applier.deliver()
+    together.applier.deliver()
+    assert together.events.commits[-1] == single.events.commits[-1] == 1059
+    assert unwritten < 50 or len(together.events.commits) < 20
+    for one, other in pairs:
+        assert one.last == other.last
+        for name in ("log.json", "log.index"):
+            assert (one.directory / name).read_bytes() == (other.directory / name).read_bytes()
+
+
+def test_what_could_not_be_written_together_comes_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [world.active("n >= 0", columns=columns) for columns in (None, ("id", "v"), ("id", "n"))]
+    written: list[Shape] = []
+    write = Shape.write
+
+    def failing(self: Shape) -> Any:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(self)
+        return write(self)
+
+    frames = [transaction(1000 + number, 7, [build.insert(OID, row(number, 1, "a", "x"))]) for number in range(3)]
+    feed(world.applier, relation(RELATION))
+    monkeypatch.setattr(Shape, "write", failing)
+    with pytest.raises(StorageFull):
+        feed(world.applier, [record for frame in frames for record in frame])
+    assert world.events.commits == []
+    monkeypatch.setattr(Shape, "write", write)
+    world.applier.deliver()
+    assert [len(entries(shape)) for shape in shapes] == [3 * (shape in written) for shape in shapes]
+    world.applier.restart()
+    feed(world.applier, relation(RELATION), *frames)
+    assert world.events.commits == [1000, 1001, 1002]
+    assert [len(entries(shape)) for shape in shapes] == [3, 3, 3]

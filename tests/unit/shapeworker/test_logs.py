@@ -79,7 +79,8 @@ def test_a_transaction_may_touch_more_shapes_than_logs_can_be_open(tmp_path: Pat
         most = max(most, opened(shapes[: shapes.index(shape) + 1]))
     for shape in shapes:
         logs.open(shape)
-        assert shape.commit(1000, 7) is not None
+        assert shape.commit(1000, 7)
+        assert shape.write() is not None
     assert most <= LIMIT
     assert opened(shapes) <= LIMIT + LIMIT // 4 + 1
     for shape in shapes:
