@@ -137,14 +137,14 @@ MUTATIONS: Final = (
     Mutation(
         "told to be readable before it is",
         WORKER,
-        "self._announcer.applied(self._generation, self._syncer.applied, partitions)",
-        "self._announcer.applied(self._generation, self._syncer.applied + 300, partitions)",
+        "self._announcer.applied(self._generation, self._published, partitions)",
+        "self._announcer.applied(self._generation, self._published + 300, partitions)",
     ),
     Mutation(
         "a full disk does not end the epoch for the worker",
         WORKER,
-        "        self._shortage = (str(error), time.monotonic())\n        self._intake.forget()\n",
-        "        self._shortage = (str(error), time.monotonic())\n",
+        "        self._shortage = (shortage, time.monotonic())\n        self._intake.forget()\n",
+        "        self._shortage = (shortage, time.monotonic())\n",
     ),
     Mutation(
         "durable is what is applied at the end of a batch",
