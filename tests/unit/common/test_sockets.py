@@ -90,3 +90,28 @@ async def test_an_endpoint_is_not_taken_from_whoever_has_it(endpoint: str, tmp_p
     context = zmq.Context()
     bound(context, zmq.ROUTER, endpoint).close(0)
     context.term()
+
+
+async def test_a_turn_ends_when_nothing_waits_or_it_was_much(endpoint: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    events: list[bytes] = []
+    sender = Channel(bound(context, zmq.PUSH, endpoint), None)
+    receiver = Channel(
+        connected(context, zmq.PULL, endpoint),
+        lambda parts: events.append(parts[0]),
+        4,
+        limit_bytes=1000,
+        on_turn=lambda: events.append(b"turn"),
+    )
+    async with asyncio.timeout(60):
+        for message in [b"small"] * 9 + [b"x" * 1000] * 3:
+            while not sender.send([message]):  # until they are connected
+                await asyncio.sleep(0.01)
+        while len(events) - events.count(b"turn") < 12:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    assert events[-1] == b"turn"
+    assert all(b"turn" in events[at : at + 5] for at in range(len(events) - 4)), "others have theirs after four"
+    assert events[events.index(b"x" * 1000) :] == [b"x" * 1000, b"turn"] * 3
+    sender.close()
+    receiver.close()
+    context.term()
