@@ -105,7 +105,7 @@ async def test_a_turn_ends_when_nothing_waits_or_it_was_much(endpoint: str) -> N
     )
     async with asyncio.timeout(60):
         for message in [b"small"] * 9 + [b"x" * 1000] * 3:
-            while not sender.send([message]):  # until they are connected
+            while not sender.send([message]):  # noqa: ASYNC110 - until they are connected
                 await asyncio.sleep(0.01)
         while len(events) - events.count(b"turn") < 12:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
