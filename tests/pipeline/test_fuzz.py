@@ -32,8 +32,10 @@ async def fuzz(database: str, start_stack: StartStack, seed: int, requests: int)
         said = stack.log_of(name)
         assert SECRET not in said
         assert "Traceback" not in said, said
-    # Nearly all kinds of answers were met: the requests are not all refused for one and the same reason.
-    assert {200, 202, 204, 400, 401, 404, 409, 414, 431} <= answers.keys(), answers
+    # Nearly all kinds of answers were met: the requests are not all refused for one and the same reason. Of some there
+    # are but two or three in a thousand.
+    rare = {202, 414, 431} if requests >= 10_000 else set()
+    assert {200, 204, 400, 401, 404, 409} | rare <= answers.keys(), answers
     assert answers[200] > requests / 20
 
 
