@@ -40,7 +40,7 @@ from ingester.membership import (
     set_identity,
     settled,
 )
-from ingester.standing import Standing, compare, made, renewed
+from ingester.standing import UNCHANGED, Standing, compare, made, renewed
 
 log = structlog.get_logger()
 
@@ -214,9 +214,19 @@ class Publication:
             return {}
         async with self._admin.connection() as connection:
             looks = await look_all(connection, self._name, before)
-            reasons = {table: await _reason(connection, standing, looks[table]) for table, standing in before.items()}
-            # After the look: shapes with a later snapshot saw at least what the look saw.
-            since = await _insert_position(connection) if any(reasons.values()) else 0
+        await self._compare(before, looks)
+        return looks
+
+    async def _compare(self, before: Mapping[int, Standing], looks: Mapping[int, Look]) -> None:
+        """What looks that began just now say of the standings that there were then."""
+        reasons = dict.fromkeys(before, "")
+        since = 0
+        if any(compare(standing, looks[table]) != UNCHANGED for table, standing in before.items()):
+            async with self._admin.connection() as connection:
+                for table, standing in before.items():
+                    reasons[table] = await _reason(connection, standing, looks[table])
+                # After the look: shapes with a later snapshot saw at least what the look saw.
+                since = await _insert_position(connection) if any(reasons.values()) else 0
         changed: dict[int, Standing] = {}
         for table, standing in before.items():
             if self._standings.get(table) is not standing:
@@ -229,7 +239,6 @@ class Publication:
         for table, standing in changed.items():
             if reasons[table]:
                 self._on_gap(Gap(table, standing.since, standing.reason))
-        return looks
 
     async def _save(self, changed: Mapping[int, Standing]) -> None:
         self._standings.update(changed)
@@ -239,6 +248,7 @@ class Publication:
 
     async def _ensure(self, oid: int, schema: str, name: str) -> Published | NotPublished:
         await self._undisturbed.wait()
+        before = self._standings.get(oid)
         outcome = await self._reach_membership(oid, schema, name)
         if isinstance(outcome, NotPublished):
             if outcome.remedy:
@@ -247,7 +257,10 @@ class Publication:
         standing = self._standings.get(oid)
         try:
             if standing is not None and standing.membership == outcome.membership:
-                await self._check((oid,))
+                if standing is before:
+                    await self._compare({oid: standing}, {oid: outcome.found})
+                else:
+                    await self._check((oid,))  # somebody has looked later than we
             else:
                 await self._settle(oid, standing, outcome)
         except DATABASE_ERRORS as error:

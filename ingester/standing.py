@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -46,6 +46,10 @@ class Change(NamedTuple):
 
     reason: str
     newborn: tuple[Relation, ...] = ()
+
+
+UNCHANGED: Final = Change("")
+"""Older shapes miss nothing."""
 
 
 def tree_of(found: Look) -> dict[int, int]:

@@ -1,7 +1,11 @@
 """The catalog of one partition: which shapes live in it, in SQLite, opened exclusively.
 
 The lock of the open file is also the ownership of the partition (architecture.md 6): it goes with the process, however
-that ends, so a partition has one writer at most (INV-27). Every call blocks on the disk: worker threads make them.
+that ends, so a partition has one writer at most (INV-27). Every call blocks on the disk, unless it says that it does
+not: worker threads make them.
+
+A shape is entered when it is complete. Until then there is only its directory, which whoever opens the partition next
+finds without a row, and ends (INV-16, INV-19).
 """
 
 from __future__ import annotations
@@ -10,10 +14,10 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -23,7 +27,12 @@ from common.xid import Snapshot
 
 FORMAT: Final = 1
 
+RESERVED_US: Final = 10_000_000
+"""Handles are given out without a commit: up to so many microseconds ahead of the clock, times count as used up after a
+restart, whatever was made of them."""
+
 CREATING: Final = "creating"
+"""Only in catalogs of former versions, which entered shapes before they were complete."""
 ACTIVE: Final = "active"
 ENDED: Final = "ended"
 
@@ -85,6 +94,20 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
 
 
+class Complete(NamedTuple):
+    """A shape whose files are on the disk: its row may be written."""
+
+    handle: str
+    snapshot: Snapshot
+    filter_until: int
+
+
+class _Made(NamedTuple):
+    request: ShapeRequest
+    table: Table
+    selected: tuple[str, ...]
+
+
 class Catalog:
     """An open, owned catalog. Not for use by two threads at once."""
 
@@ -98,9 +121,15 @@ class Catalog:
         ``clock``: nanoseconds."""
         self._clock = clock
         self._db = connect(path)
+        self._made: dict[str, _Made] = {}
+        """The shapes that were made here, and are neither complete nor over."""
+        self._doubtful: set[str] = set()
+        """Those of which it is not known whether they have been entered."""
         try:
             with _damage_told():
                 self._prepare(path)
+                self._created = self._reserved = int(self._meta("last_created") or 0)
+                """The newest time in a handle, and up to which time none will be given out again after a restart."""
         except BaseException:
             self._db.close()
             raise
@@ -139,6 +168,7 @@ class Catalog:
 
     def start_generation(self, generation: int, reason: str) -> None:
         """All shapes end, in one transaction; what comes after belongs to ``generation`` (engine.md 3.9)."""
+        self._made.clear()
         with _damage_told(), self._db:
             self._db.execute("BEGIN")
             self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE state <> 'ended'", (reason,))
@@ -173,46 +203,89 @@ class Catalog:
         ]
 
     def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:
-        """A new shape, ``creating``. Returns its handle, which no shape has had before, whatever the clock says.
+        """A handle for a new shape, which no shape has had before, whatever the clock says.
 
-        The caller knows of no live shape for this request: one that lives here still waits for its tombstone, which the
-        disk may have refused, and gets it now, so that a restart finds one at most (INV-15).
+        Does not block if :attr:`has_handles`; any thread may call it then.
         """
-        with _damage_told(), self._db:
-            self._db.execute("BEGIN")
-            self._db.execute(
-                "UPDATE shapes SET state = 'ended', reason = 'a new shape took its place' "
-                "WHERE request = ? AND state <> 'ended'",
-                (msgspec.msgpack.encode(request),),
-            )
-            created = max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)
-            self._set_meta("last_created", str(created))
-            handle = make_handle(request.hash(), created)
-            self._db.execute(
-                "INSERT INTO shapes (handle, state, request, relation, selected) VALUES (?, 'creating', ?, ?, ?)",
-                (
-                    handle,
-                    msgspec.msgpack.encode(request),
-                    msgspec.msgpack.encode(table),
-                    msgspec.msgpack.encode(selected),
-                ),
-            )
+        created = max(self._clock() // 1000, self._created + 1)
+        if created > self._reserved:
+            self.reserve()
+        self._created = created
+        handle = make_handle(request.hash(), created)
+        self._made[handle] = _Made(request, table, selected)
         return handle
 
-    def activate(self, handle: str, snapshot: Snapshot, filter_until: int) -> bool:
-        """The shape is complete and durable. ``False`` if it has ended meanwhile."""
+    @property
+    def has_handles(self) -> bool:
+        """Whether :meth:`create` does not have to :meth:`reserve` before. Does not block."""
+        return self._now() + RESERVED_US // 4 < self._reserved
+
+    def reserve(self) -> None:
+        """Have some times to make handles of. As with every commit that is not told otherwise, all that was committed
+        before is on the disk, too, when this returns."""
+        reserved = self._now() + RESERVED_US
         with _damage_told():
-            cursor = self._db.execute(
-                "UPDATE shapes SET state = 'active', snapshot = ?, filter_until = ? "
-                "WHERE handle = ? AND state = 'creating'",
-                (str(snapshot), str(filter_until), handle),
-            )
-        return cursor.rowcount == 1
+            self._set_meta("last_created", str(reserved))
+        self._reserved = reserved
+
+    def activate(self, shapes: Iterable[Complete], *, durable: bool = True) -> set[str]:
+        """The shapes are complete and durable: from now on they survive. Returns the handles of those that had not
+        ended before, all entered in one transaction.
+
+        Unless ``durable``, this does not wait for the disk: they count only when the file system has been synced.
+
+        A shape that lives here for the same request still waits for its tombstone, which the disk may have refused, and
+        gets it now, so that a restart finds one at most (INV-15).
+        """
+        complete = [(shape, made) for shape in shapes if (made := self._made.pop(shape.handle, None)) is not None]
+        if not complete:
+            return set()
+        try:
+            if not durable:
+                # SQLite then syncs at checkpoints only, each time before it overwrites what may be needed.
+                self._db.execute("PRAGMA synchronous = NORMAL")
+            self._enter(complete)
+        except BaseException:
+            self._doubtful.update(shape.handle for shape, _ in complete)
+            raise
+        finally:
+            if not durable:
+                self._db.execute("PRAGMA synchronous = FULL")
+        return {shape.handle for shape, _ in complete}
+
+    def _enter(self, complete: Iterable[tuple[Complete, _Made]]) -> None:
+        with _damage_told(), self._db:
+            self._db.execute("BEGIN")
+            for shape, made in complete:
+                request = msgspec.msgpack.encode(made.request)
+                self._db.execute(
+                    "UPDATE shapes SET state = 'ended', reason = 'a new shape took its place' "
+                    "WHERE request = ? AND state <> 'ended'",
+                    (request,),
+                )
+                self._db.execute(
+                    "INSERT INTO shapes (handle, state, request, relation, selected, snapshot, filter_until) "
+                    "VALUES (?, 'active', ?, ?, ?, ?, ?)",
+                    (
+                        shape.handle,
+                        request,
+                        msgspec.msgpack.encode(made.table),
+                        msgspec.msgpack.encode(made.selected),
+                        str(shape.snapshot),
+                        str(shape.filter_until),
+                    ),
+                )
 
     def end(self, handle: str, reason: str) -> None:
         """The tombstone: from here on the shape no longer exists, also after a crash."""
+        if self._made.pop(handle, None) is not None:
+            return  # nobody can find it after a restart
         with _damage_told():
             self._db.execute("UPDATE shapes SET state = 'ended', reason = ? WHERE handle = ?", (reason, handle))
+        if handle in self._doubtful:
+            # A commit that failed may be whole on the disk, and would count after a crash; the next one overwrites it.
+            self.reserve()
+            self._doubtful.discard(handle)
 
     def forget(self, handle: str) -> None:
         """Its directory is gone: the tombstone is not needed any more."""
@@ -229,6 +302,9 @@ class Catalog:
                 "ON CONFLICT (handle) DO UPDATE SET used = excluded.used",
                 ((time, handle) for handle, time in used.items()),
             )
+
+    def _now(self) -> int:
+        return max(self._clock() // 1000, self._created)
 
     def _meta(self, name: str) -> str | None:
         with _damage_told():

@@ -26,20 +26,21 @@ from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
 from common.remedies import Remedies
 from common.shape import ShapeRequest, partition_of
-from common.shapelog.description import Description, write_description
 from common.shapelog.files import REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
-from common.table import Table, describe, selection
+from common.table import Table, selection
 from common.xid import Snapshot
 from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogDamaged
+from shapeworker.descriptions import Descriptions
 from shapeworker.endings import Endings
 from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
 from shapeworker.generated_columns import has_generated, unpublished
 from shapeworker.holdings import Holdings
 from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate, invalid
+from shapeworker.settling import Settling
 from shapeworker.shape import Life, Obstructed, Shape
 from shapeworker.snapshot import SnapshotPlan, Snapshots
 from shapeworker.snapshot_connection import Stopped
@@ -53,6 +54,27 @@ SUBSCRIBE_SECONDS: Final = 45.0
 
 DISTRUSTED: Final = 10_000
 """How many requests are remembered whose filter has failed."""
+
+
+TableName = tuple[int, str, str]
+"""Oid, schema, name."""
+
+
+class _Joining:
+    """A subscription, and the shapes that wait for its answer; ``None``: it has not come in time."""
+
+    __slots__ = ("answer", "shapes", "subscribe", "timeout")
+
+    def __init__(self, subscribe: Subscribe, answer: asyncio.Future[Answer | None]) -> None:
+        self.subscribe = subscribe
+        self.answer = answer
+        self.shapes: list[Shape] = []
+        self.timeout: asyncio.TimerHandle | None = None
+
+    @property
+    def table(self) -> TableName:
+        """Which table."""
+        return self.subscribe.table, self.subscribe.schema, self.subscribe.name
 
 
 class Creator:
@@ -95,7 +117,11 @@ class Creator:
         self._reading: dict[str, float] = {}
         self._distrusted: dict[ShapeRequest, None] = {}
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, tuple[Subscribe, Shape, asyncio.Future[Answer]]] = {}
+        self._waiting: dict[int, _Joining] = {}
+        self._joining: dict[TableName, _Joining] = {}
+        self._asked: dict[TableName, _Joining] = {}
+        self._descriptions = Descriptions(pool)
+        self._settling = Settling(settings.storage_dir, holdings, disk, files)
         self._taken = 0
         self._rows = 0
         self._durations = Histogram("electric_shape_snapshot_create_snapshot_task_stop_duration")
@@ -125,20 +151,29 @@ class Creator:
         """The ingester answered a subscription, or says that the answer comes and the table's changes begin."""
         if answer.id not in self._waiting:
             return
-        _, shape, future = self._waiting[answer.id]
+        joining = self._waiting[answer.id]
         if isinstance(answer, Entered):
-            shape.holds_back = True
-        elif not future.done():
-            future.set_result(answer)
+            self._close(joining)
+        else:
+            self._answered(joining, answer)
 
     def subscribe_anew(self) -> None:
         """Another ingester or a new epoch: what was asked or answered before may be lost.
 
         It may also still come, and speak of a place in the stream that will be passed again: so all is held back.
         """
-        for subscribe, shape, _ in self._waiting.values():
-            shape.holds_back = True
-            self._subscribe(subscribe)
+        self._descriptions.forget()
+        for joining in self._waiting.values():
+            self._close(joining)
+            self._subscribe(joining.subscribe)
+
+    def open(self) -> None:
+        """To be called before any shape is made. Blocks on the disk."""
+        self._settling.open()
+
+    def sweep(self) -> None:
+        """Close connections that nobody needs any more. May be called in a thread."""
+        self._snapshots.sweep()
 
     def obstacles(self, now: float) -> list[Obstacle]:
         """What new shapes wait for."""
@@ -173,19 +208,21 @@ class Creator:
             task.cancel()
         if self._building:
             await asyncio.wait(set(self._building), timeout=5)
+        self._settling.close()
         await self._snapshots.close()
 
     # ---- steps
 
     async def _create(self, request: ShapeRequest) -> Shape:
-        table, selected, filter_ = await self.describe(request)
+        table, selected, filter_, version = await self._described(request)
         loop = asyncio.get_running_loop()
         number = partition_of(request.hash(), self._holdings.total)
         if not self._holdings.may_create(number):
             raise _try_again()
         partition = self._holdings.partitions[number]
         try:
-            handle = await loop.run_in_executor(self._disk, partition.catalog.create, request, table, selected)
+            if not partition.catalog.has_handles:
+                await loop.run_in_executor(self._disk, partition.catalog.reserve)
         except CatalogDamaged as error:
             # Ends the process, whose successor opens the partition and deals with it.
             loop.call_exception_handler({"message": "a catalog is damaged", "exception": error})
@@ -194,10 +231,9 @@ class Creator:
             log.warning("a shape cannot be entered into its catalog", partition=number, error=str(error))
             raise _try_again() from error
         if self._holdings.partitions.get(number) is not partition or not self._holdings.may_create(number):
-            # It moves; its next owner finds an incomplete shape and ends it.
             raise _try_again()
         shape = Shape(
-            handle=handle,
+            handle=partition.catalog.create(request, table, selected),
             request=request,
             table=table,
             selected=selected,
@@ -216,7 +252,7 @@ class Creator:
             self._endings.end(shape, f"its files cannot be made: {error.strerror}")
             raise _try_again() from error
         self._applier.add(shape)
-        shape.building = loop.create_task(self._build(shape))
+        shape.building = loop.create_task(self._build(shape, version))
         self._building.add(shape.building)
         shape.building.add_done_callback(self._building.discard)
         await asyncio.shield(shape.started)
@@ -230,10 +266,14 @@ class Creator:
         ``accept`` is asked about the table first. Raises :class:`CannotCreate`, with what a client has to change or for
         want of a database.
         """
+        return (await self._described(request, accept))[:3]
+
+    async def _described(
+        self, request: ShapeRequest, accept: Callable[[Table], Awaitable[None]] | None = None
+    ) -> tuple[Table, tuple[str, ...], Filter | None, str]:
+        """As :meth:`describe`, and the table's version."""
         try:
-            async with self._pool.connection() as connection:
-                table = await describe(connection, request.schema, request.table)
-                version = connection.info.server_version
+            table, version, server_version = await self._descriptions.of(request.schema, request.table)
         except DATABASE_ERRORS as error:
             if not is_unavailable(error):
                 raise
@@ -249,24 +289,27 @@ class Creator:
             raise invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
         if accept is not None:
             await accept(table)
-        selected = selection(table, request.columns, version)
+        selected = selection(table, request.columns, server_version)
         if isinstance(selected, dict):
             raise invalid(selected)
         try:
-            filter_ = await make_filter_aside(request, table, version)
+            filter_ = await make_filter_aside(request, table, server_version)
         except InvalidWhere as error:
             raise invalid({error.field: [error.message]}) from None
-        return table, selected, filter_
+        return table, selected, filter_, version
 
-    async def _build(self, shape: Shape) -> None:
+    async def _build(self, shape: Shape, version: str) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""
         assert shape.started is not None
         started = time.monotonic()
         try:
             unseen = await self._subscribed(shape)
             await self._check_generated(shape)
-            await self._snapshot(shape, unseen)
-            await self._activate(shape)
+            sink = await self._snapshot(shape, version, unseen)
+            try:
+                await self._activate(shape, sink)
+            finally:
+                sink.close()
             self._durations.add((time.monotonic() - started) * 1000)
         except (CannotCreate, SnapshotFailed, OSError, sqlite3.Error, Stopped) as error:
             refusal = error if isinstance(error, CannotCreate) else _refusal(error)
@@ -294,24 +337,56 @@ class Creator:
             self._endings.end(shape, reason)
 
     async def _subscribed(self, shape: Shape) -> tuple[int, ...]:
-        """Have the table published; returns the transactions that the snapshot must show."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        subscribe = Subscribe(next(self._numbers), shape.table.oid, shape.table.schema, shape.table.name)
-        self._waiting[subscribe.id] = (subscribe, shape, future)
-        try:
-            self._subscribe(subscribe)
-            async with asyncio.timeout(SUBSCRIBE_SECONDS):
-                answer = await future
-        except TimeoutError:
+        """Have the table published; returns the transactions that the snapshot must show.
+
+        Shapes of one table share a subscription as long as its changes have not begun: none of them has got any. Those
+        that come later wait for its answer, and share the next one.
+        """
+        table = shape.table.oid, shape.table.schema, shape.table.name
+        joining = self._joining.get(table)
+        if joining is None:
+            loop = asyncio.get_running_loop()
+            joining = self._joining[table] = _Joining(Subscribe(next(self._numbers), *table), loop.create_future())
+            joining.timeout = loop.call_later(SUBSCRIBE_SECONDS, self._answered, joining, None)
+            if table not in self._asked:
+                self._ask(joining)
+        joining.shapes.append(shape)
+        answer = await asyncio.shield(joining.answer)
+        if answer is None:
             message = "Snapshot timed out while waiting for a table lock"
-            raise CannotCreate(503, {"message": message}, 10, known=True) from None
-        finally:
-            del self._waiting[subscribe.id]
+            raise CannotCreate(503, {"message": message}, 10, known=True)
         if isinstance(answer, Refused):
             raise CannotCreate(answer.status, {"message": answer.reason}, answer.retry_after, known=True)
         assert isinstance(answer, Subscribed)
         assert shape.holds_back, "the table was entered before"
         return answer.unseen
+
+    def _close(self, joining: _Joining) -> None:
+        """The table's changes begin, or may have begun: who is with it holds them back, who comes later is not."""
+        for shape in joining.shapes:
+            shape.holds_back = True
+        self._leave(joining)
+
+    def _ask(self, joining: _Joining) -> None:
+        self._asked[joining.table] = joining
+        self._waiting[joining.subscribe.id] = joining
+        self._subscribe(joining.subscribe)
+
+    def _answered(self, joining: _Joining, answer: Answer | None) -> None:
+        self._leave(joining)
+        self._waiting.pop(joining.subscribe.id, None)
+        if self._asked.get(joining.table) is joining:
+            del self._asked[joining.table]
+            if (following := self._joining.get(joining.table)) is not None:
+                self._ask(following)
+        if joining.timeout is not None:
+            joining.timeout.cancel()
+        if not joining.answer.done():
+            joining.answer.set_result(answer)
+
+    def _leave(self, joining: _Joining) -> None:
+        if self._joining.get(joining.table) is joining:
+            del self._joining[joining.table]
 
     async def _check_generated(self, shape: Shape) -> None:
         """That the stream has the generated columns which the shape shows or its filter reads.
@@ -331,7 +406,8 @@ class Creator:
             self._remedies.offer(missing.message, missing.remedy)
             raise CannotCreate(503, {"message": missing.message}, 10, known=True)
 
-    async def _snapshot(self, shape: Shape, unseen: tuple[int, ...]) -> None:
+    async def _snapshot(self, shape: Shape, version: str, unseen: tuple[int, ...]) -> SnapshotWriter:
+        """Take it; the writer has all of it, which is not on the disk yet."""
         assert shape.log is not None
         plan = SnapshotPlan(
             shape.table,
@@ -341,6 +417,8 @@ class Creator:
             unseen,
             None if shape.filter is None else shape.filter.sql,
             shape.required,
+            version,
+            alone=shape.request in self._distrusted,
         )
         sink = SnapshotWriter(shape.directory, self._settings.chunk_bytes, shape.log.header, self._files)
 
@@ -378,35 +456,19 @@ class Creator:
             self._reading.pop(f"{shape.handle} ({shape.table.name})", None)
         self._distrusted.pop(shape.request, None)
         started()
-        await asyncio.get_running_loop().run_in_executor(None, sink.sync)
         self._taken += 1
         self._rows += taken.rows
-        log.info("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
+        log.debug("snapshot taken", handle=shape.handle, table=shape.table.name, rows=taken.rows)
+        return sink
 
-    async def _activate(self, shape: Shape) -> None:
-        loop = asyncio.get_running_loop()
-        log_writer, snapshot = shape.log, shape.snapshot
-        assert log_writer is not None
-        assert snapshot is not None
-        # From here on its commits hold back the durable position; what it wrote before is synced right now.
-        shape.settling = True
-        description = Description(generation=self._holdings.generation, request=shape.request, schema=shape.schema)
-
-        def settle() -> None:
-            log_writer.sync()
-            # Now that all it promises is on the disk.
-            write_description(shape.directory, description, self._files)
-
-        await loop.run_in_executor(None, settle)
-        if shape.life is Life.ENDED:
+    async def _activate(self, shape: Shape, sink: SnapshotWriter) -> None:
+        active = await self._settling.settle(shape, sink)
+        if shape.life is not Life.CREATING:
             return
-        partition = self._holdings.partitions[shape.partition]
-        activate = partition.catalog.activate
-        if await loop.run_in_executor(self._disk, activate, shape.handle, snapshot, shape.filter_until):
-            if shape.life is Life.CREATING:
-                shape.life = Life.ACTIVE
-                self._on_active(shape)
-        elif shape.life is Life.CREATING:
+        if active:
+            shape.life = Life.ACTIVE
+            self._on_active(shape)
+        else:
             self._endings.end(shape, "it ended while it became active")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import sqlite3
 import time
@@ -229,6 +230,7 @@ class Worker:
 
     async def run(self) -> int:
         """Work until told to stop. Returns the exit code."""
+        await asyncio.to_thread(self._creator.open)
         for work in (self._ownership.run(), self._syncer.run(), self._reconciler.run(), self._beat(), self._sweep()):
             self._crash.spawn(work)
         if self._settings.max_shapes is not None:
@@ -299,6 +301,7 @@ class Worker:
         while True:
             await asyncio.sleep(SWEEP)
             await asyncio.to_thread(self._subsets.sweep)
+            await asyncio.to_thread(self._creator.sweep)
             for partition in list(self._holdings.partitions.values()):
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(partition.sweep)
@@ -559,6 +562,8 @@ async def _run(settings: Settings, worker_id: str) -> int:
 def main(settings: Settings, worker_id: str) -> int:
     """Run a shapeworker until SIGTERM. Returns the exit code."""
     started = time.monotonic()
+    # Shapes are many and live long; what goes is mostly freed without a collection.
+    gc.set_threshold(20_000, 20, 20)
     code = uvloop.run(_run(settings, worker_id))
     log.info("shapeworker stopped", seconds=round(time.monotonic() - started, 1), code=code)
     return code

@@ -40,7 +40,7 @@ from common.shortage import is_shortage
 from common.subset import SubsetRequest
 from shapeworker.endings import ShapeEnded
 from shapeworker.holdings import Holdings
-from shapeworker.shape import Shape
+from shapeworker.shape import Life, Shape
 
 log = structlog.get_logger()
 
@@ -250,7 +250,8 @@ class Requests:
 
     async def _living(self, number: int, shape: Shape) -> Place:
         try:
-            self._readable(shape)
+            if shape.life is not Life.CREATING:  # then it has just been made, here
+                self._readable(shape)
         except (DamagedLog, FileNotFoundError) as error:
             await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error

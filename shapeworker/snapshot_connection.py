@@ -104,20 +104,36 @@ class SnapshotConnection:
         else:
             self._connection.send_query_params(statement, parameters)
         self._flush(deadline)
-        rows: list[Row] = []
-        while (result := self._next_result(deadline)) is not None:
-            columns = range(result.nfields)
-            rows = [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
-        return rows
+        return self.rest(deadline)
 
     def copy(self, statement: bytes, first_deadline: float, last_deadline: float | None = None) -> Iterator[Batch]:
         """Run a COPY TO STDOUT in text format and yield its rows in batches; the first as soon as possible.
 
         ``first_deadline`` holds until there is a first row or the end, ``last_deadline`` from then on.
         """
+        self.send(statement, first_deadline)
+        yield from self.copied(first_deadline, last_deadline)
+        self.rest(last_deadline)
+
+    def send(self, statements: bytes, deadline: float) -> None:
+        """Send one statement or several, separated by semicolons; :meth:`rest` is to follow.
+
+        For each COPY TO STDOUT among them, in order, :meth:`copied` comes before that.
+        """
+        self._connection.send_query(statements)
+        self._flush(deadline)
+
+    def rest(self, deadline: float | None) -> list[Row]:
+        """The rows of the last of the statements sent, once all are done."""
+        rows: list[Row] = []
+        while (result := self._next_result(deadline)) is not None:
+            columns = range(result.nfields)
+            rows = [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
+        return rows
+
+    def copied(self, first_deadline: float, last_deadline: float | None = None) -> Iterator[Batch]:
+        """The rows of the next COPY among the statements that were sent; for the rest see :meth:`copy`."""
         connection = self._connection
-        connection.send_query(statement)
-        self._flush(first_deadline)
         result = self._next_result(first_deadline)
         if result is None or result.status != pq.ExecStatus.COPY_OUT:
             raise psycopg.ProgrammingError("the statement is no COPY TO STDOUT")
@@ -144,8 +160,7 @@ class SnapshotConnection:
                 connection.consume_input()
             else:
                 break
-        while self._next_result(deadline) is not None:
-            pass
+        self._next_result(deadline)
         if rows:
             yield Batch(rows, pause=True)
 

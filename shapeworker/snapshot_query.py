@@ -7,6 +7,7 @@ COPY calls the output function of each column's type, as logical decoding does, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from psycopg import sql
 
@@ -18,8 +19,13 @@ def copy_statement(table: Table, selected: Iterable[str], condition: sql.Composa
 
     ``condition`` is a trusted boolean expression over the table's columns, with its parameters already inside.
     """
-    where = sql.SQL("") if condition is None else sql.SQL(" WHERE ({})").format(condition)
-    return sql.SQL("COPY ({}{}) TO STDOUT").format(select(table, selected), where).as_bytes(None)
+    where = b"" if condition is None else b" WHERE (%b)" % condition.as_bytes(None)
+    return b"COPY (%b%b) TO STDOUT" % (_select(table, tuple(selected)), where)
+
+
+@lru_cache(maxsize=256)
+def _select(table: Table, selected: tuple[str, ...]) -> bytes:
+    return select(table, selected).as_bytes(None)
 
 
 def select(table: Table, selected: Iterable[str]) -> sql.Composable:

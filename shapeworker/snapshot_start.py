@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from threading import Event
 from typing import Final, NamedTuple
 
@@ -17,8 +17,9 @@ from psycopg import sql
 from common.lsn import parse_lsn
 from common.postgres import transaction_settings
 from common.table import TABLE_BY_OID_QUERY, Table, difference, parse_table
+from common.table_version import VERSION_BY_OID
 from common.xid import Snapshot
-from shapeworker.snapshot_connection import DeadlinePassed, SnapshotConnection, Stopped
+from shapeworker.snapshot_connection import DeadlinePassed, Row, SnapshotConnection, Stopped
 from shapeworker.snapshot_failure import RETRY_AFTER, SnapshotFailed
 
 START_SECONDS: Final = 30.0
@@ -30,15 +31,16 @@ FLUSH_SECONDS: Final = 60.0
 """How long the server may take to flush the WAL that a snapshot builds on."""
 
 _RETRY_SECONDS = (0.010, 0.050)
-_FLUSHED = b"SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text"
+FLUSHED: Final = b"SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text"
 _FLUSH = b"SELECT pg_catalog.pg_logical_emit_message(false, 'galvanic', '', true)"
 _FLUSH_POLL = 0.02
 _FORCE_FLUSH_SECONDS = 0.3
 
-_FACTS = b"""
+_FACTS = """
 SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END,
-       (SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system())
+       (SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()),
+       ({version})
 """
 """A repeatable-read transaction takes its only snapshot before its first such statement is executed, so the position,
 which is read during execution, is never below the commit record of a transaction that the snapshot shows."""
@@ -64,6 +66,7 @@ def start(
     stop: Event,
     seconds: float = START_SECONDS,
     statement_seconds: float = 0.0,
+    version: str = "",
 ) -> Start:
     """Begin the transaction and take its snapshot, as often as it takes until it shows all that is ``unseen``.
 
@@ -71,14 +74,15 @@ def start(
     when nobody is there any more to cancel it.
 
     The table must be what ``selected`` (columns the client named if ``explicit``) and ``required`` (columns of the
-    filter) were chosen for. Raises SnapshotFailed, Stopped, ``psycopg.Error``.
+    filter) were chosen for. If it has the ``version`` (:mod:`common.table_version`) it is. Raises SnapshotFailed,
+    Stopped, ``psycopg.Error``.
     """
     unseen = tuple(unseen)
     deadline = time.monotonic() + seconds
     try:
         while True:
-            connection.query(_opening(table, connection.server_version, seconds, statement_seconds), deadline)
-            (facts,) = connection.query(_FACTS, deadline)
+            opening = _opening(table, connection.server_version, seconds, statement_seconds)
+            ((*facts, present),) = connection.query(opening + b"; " + _facts(table, version), deadline)
             snapshot, position = _read_facts(facts, system_identifier)
             if all(snapshot.shows(xid) for xid in unseen):
                 break
@@ -87,6 +91,8 @@ def start(
                 raise Stopped
             if time.monotonic() > deadline:
                 raise DeadlinePassed
+        if version and present == version.encode():
+            return Start(snapshot, position, table)
         found = connection.query(TABLE_BY_OID_QUERY.encode(), deadline, [b"%d" % table.oid])
     except DeadlinePassed:
         message = "Snapshot query took too long to start reading from the database"
@@ -110,8 +116,7 @@ def await_flush(connection: SnapshotConnection, position: int, stop: Event) -> N
     forced = connection.server_version < 170000
     try:
         while True:
-            ((flushed,),) = connection.query(_FLUSHED, deadline)
-            if parse_lsn((flushed or b"0/0").decode()) >= position:
+            if is_flushed(connection.query(FLUSHED, deadline), position):
                 return
             if not forced and time.monotonic() > started + _FORCE_FLUSH_SECONDS:
                 # An idle server may leave the end of its WAL in memory for 15 s.
@@ -122,6 +127,12 @@ def await_flush(connection: SnapshotConnection, position: int, stop: Event) -> N
     except DeadlinePassed:
         message = "the database does not flush its WAL"
         raise SnapshotFailed(503, message, RETRY_AFTER, known=True) from None
+
+
+def is_flushed(rows: Sequence[Row], position: int) -> bool:
+    """Whether what :data:`FLUSHED` gives says that the WAL is on the server's disk up to there."""
+    ((flushed,),) = rows
+    return parse_lsn((flushed or b"0/0").decode()) >= position
 
 
 def _opening(table: Table, server_version: int, seconds: float, statement_seconds: float) -> bytes:
@@ -141,6 +152,10 @@ def _opening(table: Table, server_version: int, seconds: float, statement_second
         lock.as_bytes(None),
     ]
     return b"; ".join(statements)
+
+
+def _facts(table: Table, version: str) -> bytes:
+    return _FACTS.format(version=VERSION_BY_OID.format(oid=table.oid) if version else "NULL").encode()
 
 
 def _read_facts(facts: list[bytes | None], system_identifier: int | None) -> tuple[Snapshot, int]:

@@ -22,13 +22,14 @@ from common.table import Table, queryable_errors
 from common.xid import Snapshot
 from shapeworker.delivered import Delivered
 from shapeworker.endings import ShapeEnded
+from shapeworker.idle_connections import IdleConnections
 from shapeworker.requests import CannotCreate, invalid
 from shapeworker.shape import Life, Shape
 from shapeworker.snapshot_connection import SnapshotConnection
 from shapeworker.snapshot_failure import RETRY_AFTER, SnapshotFailed, failure
 from shapeworker.spool import Spool, SpoolFolder
 from shapeworker.subset_query import InvalidSubset, understand
-from shapeworker.subset_reading import IdleConnections, Reading, RejectedByData, read_subset
+from shapeworker.subset_reading import Reading, RejectedByData, read_subset
 
 log = structlog.get_logger()
 

@@ -1,6 +1,6 @@
 """The files of a shape: its snapshot, its log, and the index that says where the log ends (docs/storage-format.md)."""
 
-from common.shapelog.description import Description, read_description, write_description
+from common.shapelog.description import Description, read_description, sync_description, write_description
 from common.shapelog.files import REAL, Files
 from common.shapelog.layout import DamagedLog, Header, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
@@ -22,5 +22,6 @@ __all__ = [
     "empty_trash",
     "read_description",
     "retire",
+    "sync_description",
     "write_description",
 ]

@@ -27,10 +27,18 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_description(directory: Path, description: Description, files: Files = REAL) -> None:
-    """Write it; once this returns, it survives a power cut. Raises ``OSError``, also if there is one already."""
+    """Write it; once it is synced, too, it survives a power cut. Raises ``OSError``, also if there is one already."""
     fd = files.open(directory / DESCRIPTION_NAME, CREATE_NEW)
     try:
         write_all(files, fd, msgspec.json.encode(description) + b"\n", 0)
+    finally:
+        files.close(fd)
+
+
+def sync_description(directory: Path, files: Files = REAL) -> None:
+    """Return when what :func:`write_description` has written is on the disk. Raises ``OSError``."""
+    fd = files.open(directory / DESCRIPTION_NAME, READ)
+    try:
         files.fdatasync(fd)
     finally:
         files.close(fd)

@@ -6,10 +6,14 @@ loses what was not synced. The real one, :data:`REAL`, is the functions of ``os`
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
+import re
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -50,6 +54,13 @@ class Files(Protocol):
     def sync_directory(self, path: Path, /) -> None:
         """Wait until the names in the directory are on the disk."""
 
+    def sync_file_system(self, path: Path, /) -> None:
+        """Wait until all that was written to the file system of this directory is on the disk, names included.
+
+        Reports failures since the first call for this directory, as far as none of them has been reported. Raises
+        ``NotImplementedError`` where the system cannot do that, or would not tell of a failure.
+        """
+
     def mkdir(self, path: Path, /) -> None:
         """Make one directory."""
 
@@ -85,6 +96,31 @@ def _sync_directory(path: Path, /) -> None:
         os.close(fd)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_roots: Final[dict[Path, int]] = {}
+
+
+def _tells_of_failures(release: str) -> bool:
+    """Whether ``syncfs`` of this Linux reports that something could not be written (5.8 and later)."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 8)
+
+
+_HAS_SYNCFS: Final = hasattr(_libc, "syncfs") and _tells_of_failures(os.uname().release)
+
+
+def _sync_file_system(path: Path, /) -> None:
+    if not _HAS_SYNCFS:
+        raise NotImplementedError("syncfs of Linux 5.8")
+    fd = _roots.get(path)
+    if fd is None:
+        # Kept open: what failed before a descriptor was opened is not reported to it.
+        fd = _roots[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    if _libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+
+
 def _mkdir(path: Path, /) -> None:
     os.mkdir(path, _DIRECTORY_MODE)
 
@@ -104,6 +140,7 @@ class RealFiles:
     size = staticmethod(_size)
     fdatasync = staticmethod(os.fdatasync)
     sync_directory = staticmethod(_sync_directory)
+    sync_file_system = staticmethod(_sync_file_system)
     mkdir = staticmethod(_mkdir)
     rename = staticmethod(os.rename)
     listdir = staticmethod(os.listdir)
@@ -160,6 +197,21 @@ class SyncedFile:
 
         Raises ``OSError`` when that failed now or ever before, ``ValueError`` after :meth:`close`.
         """
+        with self.covered() as fd:
+            if fd is not None:
+                try:
+                    self._files.fdatasync(fd)
+                except OSError as error:
+                    self._failure = error
+                    raise
+
+    @contextlib.contextmanager
+    def covered(self) -> Iterator[int | None]:
+        """While the block runs, what was written before it is being synced; how is up to the caller.
+
+        Gives the descriptor, or ``None`` if there is nothing to sync. When the block raises, it is as dirty as before.
+        Raises as :meth:`sync`.
+        """
         # One at a time: whoever finds the file clean must not return while another still waits for the disk.
         with self._turn:
             with self._state:
@@ -167,20 +219,17 @@ class SyncedFile:
                     raise ValueError("the file is closed")
                 if self._failure is not None:
                     raise OSError(self._failure.errno, f"an earlier sync failed: {self._failure.strerror}")
-                if not self.dirty:
-                    return
-                self._syncing = True
-                self.dirty = False
+                needed, self.dirty = self.dirty, False
+                self._syncing = needed
             try:
-                self._files.fdatasync(self.fd)
-            except OSError as error:
-                self._failure = error
-                self.dirty = True
+                yield self.fd if needed else None
+            except BaseException:
+                self.dirty |= needed
                 raise
             finally:
                 with self._state:
                     self._syncing = False
-                    if self._closing:
+                    if self._closing and needed:
                         self._release()
 
     def close(self) -> None:

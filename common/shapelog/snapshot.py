@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -97,11 +98,15 @@ class SnapshotWriter:
 
     def fail(self) -> None:
         """Give up and tell the readers so. May follow any error, also that of a shape closed meanwhile."""
+        self.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._header.mark_snapshot_failed()
+
+    def close(self) -> None:
+        """Close what is open."""
         for file in (self._file, *self._closed):
             if file is not None:
                 file.close()
-        with contextlib.suppress(OSError, ValueError):
-            self._header.mark_snapshot_failed()
 
     def sync(self) -> None:
         """After :meth:`finish`: return when the whole snapshot is on the disk. Raises ``OSError``.
@@ -116,6 +121,14 @@ class SnapshotWriter:
         self._header.file.sync()
         self._files.sync_directory(self._directory)
         self._files.sync_directory(self._directory.parent)
+
+    @contextlib.contextmanager
+    def covered(self) -> Iterator[None]:
+        """As :meth:`sync`, if the block syncs the whole file system. The header is the log's to cover."""
+        with contextlib.ExitStack() as files:
+            for file in self._closed:
+                files.enter_context(file.covered())
+            yield
 
     def _take(self, block: bytes) -> None:
         if not block:

@@ -8,7 +8,7 @@ chunk boundaries exactly. One thread, the worker's loop, calls everything but :m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -341,6 +341,18 @@ class LogWriter:
             self._files.sync_directory(self._directory)
             self._files.sync_directory(self._directory.parent)
             self._created_synced = created
+        self.unsynced = False
+
+    @contextlib.contextmanager
+    def covered(self) -> Iterator[None]:
+        """As :meth:`sync`, if the block syncs the whole file system; when it raises, nothing counts as synced."""
+        created = self._created
+        with contextlib.ExitStack() as files:
+            if self._log is not None:
+                files.enter_context(self._log.covered())
+            files.enter_context(self.header.file.covered())
+            yield
+        self._created_synced = created
         self.unsynced = False
 
     def close(self) -> None:

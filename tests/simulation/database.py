@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
@@ -35,6 +36,8 @@ from tests.unit import pgoutput_messages as pgoutput
 VERSION: Final = 180001
 PUBLICATION_OID: Final = 7
 SYSTEM: Final = "77"
+SENT_WITH_ONE: Final = 3
+"""Statements sent with the COPY of a group's last snapshot."""
 
 
 class Database:
@@ -243,6 +246,12 @@ async def describe(connection: SimConnection, schema: str, name: str) -> Table |
     connection.check()
     tables = connection.database.server.tables.values()
     return next((table for table in tables if (table.schema, table.name) == (schema, name)), None)
+
+
+async def version(connection: SimConnection, schema: str, name: str) -> str | None:
+    """The version of the table of this name; tables do not change."""
+    table = await describe(connection, schema, name)
+    return None if table is None else f"version of {table.oid}"
 
 
 class SimReconciler:
@@ -548,6 +557,7 @@ class SimSnapshotConnection:
         self._stop = stop
         self._life = self._server.life
         self._snapshot: Snapshot | None = None
+        self._sent: list[bytes] = []
         self._lost = False
         database.snapshots.append(self)
         self._pass(None)
@@ -565,7 +575,9 @@ class SimSnapshotConnection:
             rows = [(table, server.rows(table, self._snapshot)) for table in server.tables]
             self._rows = dict(rows)
             self._pass(deadline)
-            return [[str(self._snapshot).encode(), format_lsn(server.insert).encode(), SYSTEM.encode()]]
+            asked = re.search(rb"c\.oid = (\d+)", statement)
+            found = b"version of %b" % asked[1] if asked and self._scheduler.rng.random() < 0.9 else None
+            return [[str(self._snapshot).encode(), format_lsn(server.insert).encode(), SYSTEM.encode(), found]]
         if parameters is not None:
             table = server.tables.get(int(parameters[0]))
             return [] if table is None else [[orjson.dumps(_builtins(table))]]
@@ -578,9 +590,33 @@ class SimSnapshotConnection:
             self._snapshot = None
         return []
 
+    def lend(self, stop: Any) -> bool:
+        """To the next snapshot."""
+        self._stop = stop
+        return not self._lost and self._snapshot is None and self._life == self._server.life
+
     def copy(self, statement: bytes, first_deadline: float) -> Iterator[Batch]:
         """The rows of the snapshot's table."""
-        oid, selected = orjson.loads(statement)
+        self.send(statement, first_deadline)
+        return self.copied(first_deadline)
+
+    def send(self, statements: bytes, deadline: float) -> None:
+        """Several at once."""
+        self._pass(deadline)
+        self._sent = statements.split(b"; ")
+
+    def rest(self, deadline: float | None) -> list[list[bytes | None]]:
+        """What the last of them gives, after a COMMIT."""
+        rows: list[list[bytes | None]] = []
+        for statement in self._sent:
+            rows = self.query(statement, self._scheduler.now + 3600 if deadline is None else deadline)
+        return rows
+
+    def copied(self, first_deadline: float, last_deadline: float | None = None) -> Iterator[Batch]:
+        """The rows of the next of those sent."""
+        if len(self._sent) > SENT_WITH_ONE and self._scheduler.rng.random() < 0.1:
+            raise psycopg.errors.DivisionByZero("division by zero")
+        oid, selected = orjson.loads(self._sent.pop(0))
         table = self._server.tables[oid]
         rows = [copied(table, tuple(selected), row) for row in self._rows[oid]]
         rng = self._scheduler.rng

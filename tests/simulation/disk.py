@@ -140,6 +140,26 @@ class Disk:
             raise FileNotFoundError(errno.ENOENT, "No such directory", str(path))
         node.synced_entries = dict(node.entries)
 
+    def sync_file_system(self, path: PurePosixPath) -> None:
+        """As ``syncfs``, of all there is."""
+        self._step()
+        self._wait()
+        if self.bad_syncs:
+            # The files tell, too, which of them are concerned.
+            raise OSError(errno.EIO, "Input/output error")
+
+        def sync(node: Node) -> None:
+            if node.entries is None:
+                node.synced = bytes(node.data)
+                node.version += 1
+                return
+            node.synced_entries = dict(node.entries)
+            for child in node.entries.values():
+                sync(child)
+
+        sync(self.root)
+        self._wait()
+
     def mkdir(self, path: PurePosixPath, mode: int = 0) -> None:
         """As ``os.mkdir``."""
         process = self._step()

@@ -38,10 +38,11 @@ import ingester.watermark
 import shapeworker.announcer
 import shapeworker.apply
 import shapeworker.catalog
-import shapeworker.creation
+import shapeworker.descriptions
 import shapeworker.eviction
 import shapeworker.main
 import shapeworker.reconciler
+import shapeworker.settling
 import shapeworker.snapshot
 from common.shapelog import files, writer
 from tests.simulation import database as db
@@ -178,7 +179,7 @@ def replaced(
     database: Database,
     disk: Disk,
     watermark: Callable[[int, int], Any],
-    sizes: dict[str, int],
+    sizes: dict[str, float],
     on_log: Callable[[str, str, dict[str, Any]], None],
 ) -> Iterator[None]:
     """Replace the edges. ``watermark`` makes the ingester's, ``sizes`` are limits in bytes, ``on_log(level, event,
@@ -234,10 +235,13 @@ def replaced(
         (shapeworker.main, "connected", connected),
         (shapeworker.main, "Pool", pool),
         (shapeworker.announcer, "Channel", SimChannel),
-        (shapeworker.creation, "describe", db.describe),
+        (shapeworker.descriptions, "describe", db.describe),
+        (shapeworker.descriptions, "version", db.version),
         (shapeworker.catalog, "sqlite3", SimSqlite(disk)),
         (shapeworker.snapshot, "SnapshotConnection", lambda _, stop: db.SimSnapshotConnection(database, stop)),
         (shapeworker.snapshot, "copy_statement", db.copy_statement),
+        (shapeworker.snapshot, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
+        (shapeworker.settling, "TOGETHER", sizes["together"]),
         (shapeworker.snapshot, "resolve", resolve),
         (shapeworker.snapshot, "Event", lambda: SimEvent(scheduler)),
         (shapeworker.snapshot, "Future", lambda: SimFuture(scheduler)),

@@ -32,6 +32,8 @@ class Plan:
             "ring": rng.choice((100_000, 100_000, 100_000)),
             "spill": rng.choice((100, 1000, 100_000)),
             "held": 64 << 20,
+            "together": rng.choice((1, 2, 8)),
+            "alone": rng.choice((0.0, 0.3, 1.0)),
             "buffer": rng.choice((200, 5000, 1 << 20)),
         }
         self.chunk_bytes = rng.choice((300, 2000, 100_000))

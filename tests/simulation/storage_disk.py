@@ -40,7 +40,7 @@ class Truncation(NamedTuple):
 class File:
     """A file: what processes see, what is on the disk for certain, and what was done since."""
 
-    __slots__ = ("data", "durable", "lost", "pending")
+    __slots__ = ("data", "durable", "lost", "pending", "untold")
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -48,6 +48,8 @@ class File:
         self.pending: list[Write | Truncation] = []
         self.lost = False
         """A sync has failed: processes may see what is not on the disk and never will be."""
+        self.untold = False
+        """Whether its own next sync has to say so, since only that of the whole file system did."""
 
     def change(self, change: Write | Truncation) -> None:
         """A change that processes see at once."""
@@ -345,17 +347,42 @@ class Process:
         dies = self._begin("fdatasync")
         # Looked up now: what happened while the hook ran is synced, too.
         file = self.file(fd)
+        if file.untold:
+            file.untold = False
+            raise OSError(errno.EIO, "Input/output error")
         if self.bad_syncs:
-            self.bad_syncs -= 1
-            self.faults += 1
-            # As Linux does: the pages count as clean from now on, and may be dropped and read anew (when opened).
-            file.settle(self.disk.random)
-            file.lost = file.data != file.durable
+            self._fail(file)
             if self.disk.random.random() < 0.3:
                 # Whoever does not notice at once may not live long enough to do so.
                 self.crash_in = self.disk.random.randint(1, 20)
             raise OSError(errno.EIO, "Input/output error")
         file.sync()
+        if dies:
+            self._die()
+
+    def _fail(self, file: File) -> None:
+        """As Linux does: the pages count as clean from now on, and may be dropped and read anew (when opened)."""
+        self.bad_syncs -= 1
+        self.faults += 1
+        file.settle(self.disk.random)
+        file.lost = file.data != file.durable
+
+    def sync_file_system(self, path: Path, /) -> None:
+        dies = self._begin("sync_file_system")
+        failed = False
+        waiting: list[Node] = [self.disk.root]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Directory):
+                node.sync()
+                waiting.extend(node.entries.values())
+            elif node.pending and self.bad_syncs:
+                self._fail(node)
+                node.untold = failed = True
+            else:
+                node.sync()
+        if failed:
+            raise OSError(errno.EIO, "Input/output error")
         if dies:
             self._die()
 

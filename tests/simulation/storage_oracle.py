@@ -15,7 +15,8 @@ from typing import Final
 
 from common.lsn import BEFORE_ALL, SNAPSHOT_END
 from common.shape import partition_of_handle
-from common.shapelog import DamagedLog, ShapeReader, SnapshotState
+from common.shapelog import DamagedLog, ShapeReader, SnapshotState, read_description
+from common.shapelog.examination import look
 from shapeworker.catalog import ACTIVE, ENDED, ShapeRow
 from shapeworker.partition import Partition
 from shapeworker.shape import Life, Shape
@@ -116,6 +117,27 @@ class Oracle:
     def follow(self, shape: Shape) -> None:
         """Somebody reads this shape from now on."""
         self._gateways[shape.handle] = Gateway(ShapeReader(shape.directory, self._reading))
+
+    def check_descriptions(self) -> None:
+        """The power went: whoever finds a shape by its description, without a worker, finds all that it promises."""
+        for handle, model in self.models.items():
+            if self._fates[handle].tombstone is not Sure.NO:
+                continue  # marked, and perhaps removed in part
+            directory = self._directory(handle)
+            try:
+                if read_description(directory, self._reading) is None:
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                header = look(directory, self._reading)
+                chunks = [self._disk.find(directory / f"snapshot.{number:04d}.json") for number in range(header.chunks)]
+            except (DamagedLog, FileNotFoundError) as error:
+                self.problem(f"{handle} has a description, but {error!r}")
+                continue
+            found = [bytes(chunk.data) for chunk in chunks if isinstance(chunk, File)]
+            if header.snapshot is not SnapshotState.COMPLETE or found != model.snapshot_chunks():
+                self.problem(f"{handle} has a description, but not all of its snapshot")
 
     def forget_readers(self) -> None:
         """The machine, and with it all that clients hold open, is gone."""

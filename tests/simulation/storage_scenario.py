@@ -49,6 +49,7 @@ class Scenario:
         self.history: list[Transaction] = []
         self.acknowledged = 1
         self.chunk_bytes = random.choice((60, 200, 400, 2000))
+        self.together = random.choice((1, 2, 8))
         self._partitions = random.choice((1, 1, 2))
         self._generation = 1
         self._version = 0
@@ -144,6 +145,7 @@ class Scenario:
         if power or worker.process.faults:
             # After a failed sync the page cache may lose what clients have seen: only then a kill is like a power loss.
             self.oracle.forget_readers()
+            self.oracle.check_descriptions()
 
     def _go_on(self) -> None:
         """Whatever can happen by itself."""

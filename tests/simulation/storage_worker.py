@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from common.shape import ShapeRequest
 from common.table import Table
 from common.xid import Snapshot
 from shapeworker.apply import Applier, StorageFull
-from shapeworker.catalog import Catalog, ShapeRow
+from shapeworker.catalog import Catalog, Complete, ShapeRow
 from shapeworker.creation import Creator
 from shapeworker.endings import Endings
 from shapeworker.filters import Filter, make_filter
@@ -52,6 +52,7 @@ class World(Protocol):
     acknowledged: int
     chunk_bytes: int
     random: Random
+    together: int
 
     def clock(self) -> int: ...
     def dispatched(self, place: int) -> None: ...
@@ -78,12 +79,11 @@ class _WatchedCatalog(Catalog):
         self._oracle.created(handle)
         return handle
 
-    def activate(self, handle: str, snapshot: Snapshot, filter_until: int) -> bool:
-        self._oracle.activating(handle)
-        active = super().activate(handle, snapshot, filter_until)
-        if active:
-            self._oracle.activated(handle)
-        return active
+    def activate(self, shapes: Iterable[Complete], *, durable: bool = True) -> set[str]:
+        shapes = tuple(shapes)
+        for shape in shapes:
+            self._oracle.activating(shape.handle)
+        return super().activate(shapes, durable=durable)
 
     def end(self, handle: str, reason: str) -> None:
         self._oracle.ending(handle, reason)
@@ -140,11 +140,11 @@ async def _in_thread(call: Callable[[], None]) -> None:
 class _Creator(Creator):
     """Looks tables up in the model."""
 
-    async def describe(
+    async def _described(
         self, request: ShapeRequest, accept: object = None
-    ) -> tuple[Table, tuple[str, ...], Filter | None]:
+    ) -> tuple[Table, tuple[str, ...], Filter | None, str]:
         table = next(table for table in TABLES if table.name == request.table)
-        return table, ("id", "v"), make_filter(request, table)
+        return table, ("id", "v"), make_filter(request, table), ""
 
 
 class Worker:
@@ -198,10 +198,11 @@ class Worker:
             snapshots=1,
             subscribe=self.subscriptions.append,
             on_written=self.written,
-            on_active=self.open_log,
+            on_active=self._activated,
             files=process,
         )
         self.creator._snapshots = cast(Snapshots, _Snapshots(world))
+        self.creator._settling.together = world.together
         self._running = [self.spawn(self.ownership.run()), self.spawn(self.syncer.run())]
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
@@ -301,6 +302,10 @@ class Worker:
         self.logs.open(shape)
         if new:
             self._oracle.log_opened(shape)
+
+    def _activated(self, shape: Shape) -> None:
+        self._oracle.activated(shape.handle)
+        self.open_log(shape)
 
     def written(self, shape: Shape, end: Offset) -> None:
         if shape.durable and shape.log is not None:

@@ -9,7 +9,8 @@ import pytest
 
 from common.messages import Evict, Survey
 from common.shape import ShapeRequest, make_handle
-from shapeworker.catalog import Catalog
+from common.xid import Snapshot
+from shapeworker.catalog import Catalog, Complete
 from shapeworker.eviction import QUIET, Eviction
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition
@@ -157,6 +158,7 @@ def test_last_uses_survive_the_worker(tmp_path: Path) -> None:
     first, second, third = (
         catalog.create(msgspec.structs.replace(request, table=name), TABLE, ("id",)) for name in "abc"
     )
+    catalog.activate(Complete(handle, Snapshot(1, 1, frozenset()), 7) for handle in (first, second, third))
     catalog.remember({first: 100, second: 200, "7-7": 300})
     catalog.remember({first: 150})
     catalog.end(second, "over")

@@ -16,6 +16,7 @@ from common.shape import ShapeRequest
 from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot
 from shapeworker import ownership
+from shapeworker.catalog import Complete
 from shapeworker.filters import Filter, make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.ownership import Ownership
@@ -123,7 +124,7 @@ async def test_filters_are_compiled_again_and_end_their_shapes_if_that_fails(
     for where in ("id > $1", "zz = 1", "breaks", None):
         request = ShapeRequest(schema="public", table="t", where=where, params=("5",) if where else ())
         handle = partition.catalog.create(request, TABLE, ("id",))
-        partition.catalog.activate(handle, Snapshot(1, 1, frozenset()), 7)
+        partition.catalog.activate([Complete(handle, Snapshot(1, 1, frozenset()), 7)])
         partition.shape_directory(handle).mkdir(parents=True)
     partition.close()
 

@@ -11,7 +11,7 @@ import pytest
 from common.shape import ShapeRequest
 from common.shapelog.examination import look
 from common.shapelog.writer import LogWriter
-from shapeworker.catalog import Catalog, set_aside
+from shapeworker.catalog import Catalog, Complete, set_aside
 from shapeworker.partition import open_partition
 from tests.unit.shapeworker.test_catalog import REQUEST, SNAPSHOT, TABLE
 
@@ -22,7 +22,7 @@ def handle(tmp_path: Path) -> str:
     partition, _ = open_partition(tmp_path, 3, 1)
     handle = partition.catalog.create(REQUEST, TABLE, ("id",))
     LogWriter.create(partition.shape_directory(handle), 1000).close()
-    partition.catalog.activate(handle, SNAPSHOT, 5)
+    partition.catalog.activate([Complete(handle, SNAPSHOT, 5)])
     partition.close()
     return handle
 

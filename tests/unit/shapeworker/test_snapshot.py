@@ -111,8 +111,8 @@ class Bench:
             await self._start.wait()
 
     async def quiet(self) -> None:
-        """Wait until no backend of a snapshot is left in the database."""
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'galvanic snapshot'"
+        """Wait until no backend of a snapshot is at work in the database."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'galvanic snapshot' AND state <> 'idle'"
         async with asyncio.timeout(PATIENCE):
             left = True
             while left:
