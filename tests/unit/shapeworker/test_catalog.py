@@ -71,8 +71,11 @@ def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path) ->
     handles = [catalog.create(REQUEST, TABLE, ("id",)) for _ in range(3)]
     # None of them was entered: whoever opens the file next knows nothing of them.
     catalog._db.close()
-    handles.append(Catalog(path, clock=lambda: 1_000_000_000).create(REQUEST, TABLE, ("id",)))
-    assert len(set(handles)) == 4
+    for now in (2_000_000_000, 1_000_000_000):
+        catalog = Catalog(path, clock=lambda now=now: now)
+        handles.append(catalog.create(REQUEST, TABLE, ("id",)))
+        catalog._db.close()
+    assert len(set(handles)) == 5
 
 
 def test_handles_are_made_without_the_disk_as_long_as_some_are_reserved(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class WatchedFiles(RealFiles):
     def __init__(self) -> None:
         self.synced: list[str] = []
         self.of_the_system = 0
+        self.on_sync: Callable[[], None] = lambda: None
         self.broken: set[int] = set()
         self.whole: Exception | None = None
 
@@ -41,6 +42,7 @@ class WatchedFiles(RealFiles):
 
     def sync_file_system(self, path: Path, /) -> None:
         self.of_the_system += 1
+        self.on_sync()
         if self.whole is not None:
             raise self.whole
 
@@ -112,6 +114,22 @@ async def test_the_catalogs_are_synced_with_the_file_system_if_there_are_many(be
     shapes = [bench.shape(number) for number in range(6)]
     assert await bench.settle(shapes) == [True] * 6
     assert bench.files.of_the_system == 3
+
+
+async def test_a_description_is_written_when_all_it_promises_is_on_the_disk(bench: Bench) -> None:
+    bench.settling.together = 2
+    shapes = [bench.shape(number) for number in range(6)]
+    described: list[int] = []
+    entered: list[int] = []
+
+    def look() -> None:
+        described.append(sum(read_description(shape.directory) is not None for shape, _ in shapes))
+        entered.append(len(bench.entered()))
+
+    bench.files.on_sync = look
+    await bench.settle(shapes)
+    assert described == [0, 6, 6]
+    assert entered == [0, 0, 6]
 
 
 async def test_few_are_synced_one_by_one(bench: Bench) -> None:
