@@ -20,6 +20,7 @@ import structlog
 from common.shapelog.description import Description, sync_description, write_description
 from common.shapelog.files import REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
+from common.shapelog.writer import LogWriter
 from shapeworker.catalog import CatalogDamaged, Complete
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Life, Shape
@@ -41,6 +42,8 @@ Failure = OSError | sqlite3.Error | CatalogDamaged
 
 class _Item(NamedTuple):
     shape: Shape
+    log: LogWriter
+    """The shape's own, which it has no more once it has ended."""
     snapshot: SnapshotWriter
     done: asyncio.Future[bool]
 
@@ -68,7 +71,8 @@ class Settling:
         Raises ``OSError``, ``sqlite3.Error``, ``CatalogDamaged``; then it has to end.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Item(shape, snapshot, done))
+        assert shape.log is not None
+        self._waiting.append(_Item(shape, shape.log, snapshot, done))
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
         return await done
@@ -182,8 +186,7 @@ class Settling:
         try:
             with contextlib.ExitStack() as files:
                 for item in group:
-                    assert item.shape.log is not None
-                    files.enter_context(item.shape.log.covered())
+                    files.enter_context(item.log.covered())
                     files.enter_context(item.snapshot.covered())
                 self._files.sync_file_system(self._storage)
         except (OSError, ValueError, NotImplementedError):
@@ -199,9 +202,8 @@ class Settling:
 
 
 def _sync_one(item: _Item) -> None:
-    assert item.shape.log is not None
     item.snapshot.sync()
-    item.shape.log.sync()
+    item.log.sync()
 
 
 def _complete(shape: Shape) -> Complete:

@@ -71,8 +71,8 @@ def test_handles_are_never_used_twice_even_if_the_clock_goes_back(path: Path) ->
     handles = [catalog.create(REQUEST, TABLE, ("id",)) for _ in range(3)]
     # None of them was entered: whoever opens the file next knows nothing of them.
     catalog._db.close()
-    for now in (2_000_000_000, 1_000_000_000):
-        catalog = Catalog(path, clock=lambda now=now: now)
+    for clock in (lambda: 2_000_000_000, lambda: 1_000_000_000):
+        catalog = Catalog(path, clock=clock)
         handles.append(catalog.create(REQUEST, TABLE, ("id",)))
         catalog._db.close()
     assert len(set(handles)) == 5

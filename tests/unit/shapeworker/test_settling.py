@@ -164,6 +164,25 @@ async def test_one_that_has_ended_is_left_out(bench: Bench) -> None:
     assert read_description(ended.directory) is None
 
 
+@pytest.mark.parametrize("together", [1, 10])
+async def test_one_that_ends_meanwhile_hurts_no_other(bench: Bench, together: int) -> None:
+    """Its log is closed, as the end of a shape does it, while the thread is at the group."""
+    bench.settling.together = together
+    shapes = [bench.shape(number) for number in range(4)]
+    ended = shapes[2][0]
+    settling = [asyncio.create_task(bench.settling.settle(*shape)) for shape in shapes]
+    await asyncio.sleep(0)
+    settling[2].cancel()
+    ended.life = Life.ENDED
+    assert ended.log is not None
+    ended.log.close()
+    ended.log = None
+    outcomes = await asyncio.gather(*settling, return_exceptions=True)
+    assert isinstance(outcomes.pop(2), asyncio.CancelledError)
+    assert outcomes == [True] * 3
+    assert ended.handle not in bench.entered()
+
+
 async def test_a_catalog_that_refuses_concerns_its_partition_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
