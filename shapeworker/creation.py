@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -51,6 +52,12 @@ log = structlog.get_logger()
 
 SUBSCRIBE_SECONDS: Final = 45.0
 """How long the ingester may take to publish the table."""
+
+UNFINISHED: Final = 1000
+"""Shapes that may be in the making at a time; fewer where the system allows fewer descriptors."""
+
+SHARE: Final = 16
+"""One of them for so many descriptors that the process may have: each takes two or three (see logs.py for the rest)."""
 
 DISTRUSTED: Final = 10_000
 """How many requests are remembered whose filter has failed."""
@@ -120,6 +127,8 @@ class Creator:
         self._waiting: dict[int, _Joining] = {}
         self._joining: dict[TableName, _Joining] = {}
         self._asked: dict[TableName, _Joining] = {}
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._slots = asyncio.Semaphore(max(1, min(UNFINISHED, descriptors // SHARE)))
         self._descriptions = Descriptions(pool)
         self._settling = Settling(settings.storage_dir, holdings, disk, files)
         self._taken = 0
@@ -215,6 +224,22 @@ class Creator:
 
     async def _create(self, request: ShapeRequest) -> Shape:
         table, selected, filter_, version = await self._described(request)
+        await self._slots.acquire()
+        try:
+            shape = await self._made(request, table, selected, filter_, version)
+        except BaseException:
+            self._slots.release()
+            raise
+        assert shape.building is not None
+        shape.building.add_done_callback(lambda _: self._slots.release())
+        assert shape.started is not None
+        await asyncio.shield(shape.started)
+        return shape
+
+    async def _made(
+        self, request: ShapeRequest, table: Table, selected: tuple[str, ...], filter_: Filter | None, version: str
+    ) -> Shape:
+        """A shape whose files are there, and that is being built."""
         loop = asyncio.get_running_loop()
         number = partition_of(request.hash(), self._holdings.total)
         if not self._holdings.may_create(number):
@@ -255,7 +280,6 @@ class Creator:
         shape.building = loop.create_task(self._build(shape, version))
         self._building.add(shape.building)
         shape.building.add_done_callback(self._building.discard)
-        await asyncio.shield(shape.started)
         return shape
 
     async def describe(
