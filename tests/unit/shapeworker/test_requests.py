@@ -40,7 +40,7 @@ from shapeworker.endings import ShapeEnded
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition
 from shapeworker.requests import CannotCreate, Requests, invalid
-from shapeworker.shape import Shape
+from shapeworker.shape import Life, Shape
 from tests.unit.shapeworker.test_apply import TABLE
 
 TOTAL = 4
@@ -193,6 +193,7 @@ async def test_a_shape_that_ends_on_the_way_is_made_by_the_next_owner_if_its_par
 
 async def test_a_log_that_cannot_be_opened_ends_its_shape(desk: Desk) -> None:
     desk.holdings.add(desk.shape)
+    desk.shape.life = Life.ACTIVE
     desk.damage = DamagedLog("the header of log.index is torn")
     refusal = await desk.ask(Resolve(1, HANDLE))
     assert isinstance(refusal, Refusal)
