@@ -55,8 +55,8 @@ class StorageFull(Exception):
 class Events(Protocol):
     """What applying leads to. Called on the loop; must not block."""
 
-    def written(self, shape: Shape, end: Offset) -> None:
-        """The shape's log has a new end."""
+    def written(self, shape: Shape, end: Offset, transactions: int) -> None:
+        """The shape's log has a new end, so many transactions further on."""
 
     def ended(self, shape: Shape, reason: str) -> None:
         """The shape cannot go on."""
@@ -141,13 +141,15 @@ class Applier:
         self._touched: list[Shape] = []
         self._unwritten: dict[Shape, None] = {}
         self._waiting = 0
-        self._committed: int | None = None
+        # Those that have passed and were not told yet: commit LSN, and when that was.
+        self._passed: list[tuple[int, int]] = []
         self._holding: set[Shape] = set()
         self._spill_bytes = SPILL_BYTES
         self._lsn = 0
         self._xid = 0
         self.committed_us = 0
-        """When the passing transaction was committed: microseconds since 2000-01-01."""
+        """When the transaction was committed that was told last: microseconds since 2000-01-01."""
+        self._begun_us = 0
         self._headers = b""
 
     # ---- shapes
@@ -193,7 +195,7 @@ class Applier:
         """A new epoch: what is half-done is void and comes again; the relations are sent again, too."""
         for shape in (*self._touched, *self._unwritten):
             shape.abort()
-        self._touched, self._unwritten, self._committed = [], {}, None
+        self._touched, self._unwritten, self._passed = [], {}, []
         self._batches = {}
         self._relations.clear()
         self._readings.clear()
@@ -208,7 +210,7 @@ class Applier:
             if self._waiting > UNWRITTEN:
                 self.deliver()
         elif kind == BEGIN:
-            self._lsn, self._xid, self.committed_us = parse_begin(payload)
+            self._lsn, self._xid, self._begun_us = parse_begin(payload)
             self._serial += 1
             if not self._unwritten:
                 self._spill_bytes = SPILL_BYTES
@@ -239,9 +241,9 @@ class Applier:
                 self.restart()
                 raise
         self._waiting = 0
-        if self._committed is not None:
-            committed, self._committed = self._committed, None
-            self._events.committed(committed)
+        passed, self._passed = self._passed, []
+        for lsn, self.committed_us in passed:
+            self._events.committed(lsn)
 
     def _hand_out(self) -> None:
         batches, self._batches = self._batches, {}
@@ -326,7 +328,7 @@ class Applier:
                 self._unwritten[shape] = None
             if shape.held_bytes:
                 self._hold(shape)
-        self._committed = lsn
+        self._passed.append((lsn, self._begun_us))
 
     def _write(self, shape: Shape, *, spill: bool = False) -> None:
         """What is committed, and of a large transaction also what has come so far."""
@@ -334,9 +336,10 @@ class Applier:
             if shape.log is None:
                 # It was closed for others while this transaction was gathered.
                 self._open_log(shape)
+            transactions = shape.unwritten
             end = shape.write()
             if end is not None:
-                self._events.written(shape, end)
+                self._events.written(shape, end, transactions)
             if spill:
                 self._unwritten.pop(shape, None)
                 shape.spill(self._lsn)

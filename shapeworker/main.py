@@ -493,11 +493,11 @@ class Worker:
 
     # ---- what applying leads to
 
-    def written(self, shape: Shape, end: Offset) -> None:
+    def written(self, shape: Shape, end: Offset, transactions: int = 1) -> None:
         """The shape's log has a new end."""
         if shape.durable and shape.log is not None:
             self._syncer.dirty(shape.log)
-        self.measures.stored += 1
+        self.measures.stored += transactions
         self._announcer.tail(shape, end)
 
     def ended(self, shape: Shape, reason: str) -> None:

@@ -172,6 +172,11 @@ class Shape:
         return self._held_size + self._size if self.snapshot is None else 0
 
     @property
+    def unwritten(self) -> int:
+        """How many transactions have passed and are not in the log yet."""
+        return len(self._unwritten)
+
+    @property
     def last(self) -> Offset:
         """The end of its log."""
         return SNAPSHOT_END if self.log is None else self.log.last

@@ -307,7 +307,7 @@ class Worker:
         self._oracle.activated(shape.handle)
         self.open_log(shape)
 
-    def written(self, shape: Shape, end: Offset) -> None:
+    def written(self, shape: Shape, end: Offset, transactions: int = 1) -> None:
         if shape.durable and shape.log is not None:
             self.syncer.dirty(shape.log)
 

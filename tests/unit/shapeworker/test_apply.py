@@ -45,11 +45,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.ends: list[Offset] = []
+        self.transactions = 0
         self.endings: list[str] = []
         self.commits: list[int] = []
 
-    def written(self, shape: Shape, end: Offset) -> None:
+    def written(self, shape: Shape, end: Offset, transactions: int) -> None:
         self.ends.append(end)
+        self.transactions += transactions
 
     def ended(self, shape: Shape, reason: str) -> None:
         shape.life = Life.ENDED
