@@ -63,8 +63,7 @@ def plot(sweep: Sequence[Mapping[str, Any]], title: str, across: str, up: str, l
 
 def redraw() -> None:
     """All plots that there are figures for."""
-    path = RESULTS / "sweeps.json"
-    sweeps = json.loads(path.read_text()) if path.exists() else {}
+    sweeps = _sweeps()
     PLOTS.mkdir(exist_ok=True)
     for file, sweep, title, across, up, lines in _PLOTS:
         if sweep in sweeps:
@@ -85,22 +84,37 @@ def markdown(rows: Sequence[Figures]) -> str:
     return "\n".join(lines)
 
 
-def rewrite(text: str, results: Mapping[str, Any]) -> str:
+def rewrite(text: str, results: Mapping[str, Any], sweeps: Mapping[str, Any]) -> str:
     """The page with the present table between its two marks."""
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    told = [f"{results['machine']}, {results['programs'].get('postgres', '')}, Python {results['python']}"]
-    cases = results["cases"].values()
-    commits = sorted({str(case["commit"]) for case in cases})
-    told.append(f"measured {min(case['date'] for case in cases)[:10]} at {', '.join(commits)}")
-    loads = [case["load before"] for case in cases]
-    told.append(f"load average before each case {min(loads):g} to {max(loads):g}")
+    machine = f"{results['machine']}, {results['programs'].get('postgres', '')}, Python {results['python']}"
+    told = f"{machine}. Table: {_measured(results['cases'])}. Plots: {_measured(sweeps)}."
     rows = [row for case in results["cases"].values() for row in case["figures"]]
-    return f"{text[:begin]}\n{'; '.join(told)}\n\n{markdown(rows)}\n{text[end:]}"
+    return f"{text[:begin]}\n{told}\n\n{markdown(rows)}\n{text[end:]}"
+
+
+def _measured(parts: Mapping[str, Any]) -> str:
+    """When, of what, how large, and what else the machine had to do: a figure is worth no more than that allows."""
+    if not parts:
+        return "nothing"
+    dates, commits, scales = ({str(part[name]) for part in parts.values()} for name in ("date", "commit", "scale"))
+    loads = [part["load before"] for part in parts.values()]
+    return (
+        f"{min(dates)[:10]} at {', '.join(sorted(commits))}, scale {', '.join(sorted(scales))}, "
+        f"load average beforehand {min(loads):g} to {max(loads):g}"
+    )
+
+
+def _sweeps() -> dict[str, Any]:
+    path = RESULTS / "sweeps.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def main() -> None:
     """Rewrites the table and draws the plots."""
-    DOCUMENT.write_text(rewrite(DOCUMENT.read_text(), json.loads((RESULTS / "table.json").read_text())))
+    results = json.loads((RESULTS / "table.json").read_text())
+    DOCUMENT.write_text(rewrite(DOCUMENT.read_text(), results, _sweeps()))
     redraw()
 
 

@@ -149,7 +149,7 @@ async def _run(names: list[str], scale: Scale, repeats: int) -> None:
     for sweep in SWEEPS:
         if sweep.name in names:
             async with Site.opened() as site:
-                before = report.circumstances()
+                before = report.circumstances() | {"scale": scale.factor}
                 kept[sweep.name] = {**before, "points": await points(sweep, site, scale, repeats)}
             path.write_text(json.dumps(kept, indent=1) + "\n")
     redraw()

@@ -84,11 +84,11 @@ def test_latencies_are_kept_to_three_digits() -> None:
 def test_the_table_of_the_page_is_replaced_and_nothing_else() -> None:
     page = DOCUMENT.read_text()
     figures_ = [outcome(Measure("rows/s", reference=100, times=2), [1_234_567], [3_000_000])]
-    case = {"date": "2026-01-02T03:04", "commit": "abc", "load before": 0.5, "figures": figures_ * 2}
+    case = {"date": "2026-01-02T03:04", "commit": "abc", "load before": 0.5, "scale": 1, "figures": figures_ * 2}
     results = {"machine": "a machine", "python": "3.11", "programs": {}, "cases": {"case": case}}
-    changed = rewrite(page, results)
+    changed = rewrite(page, results, {"shapes": case})
     assert "| case | rows/s | 1,234,567 | 3,000,000 | 0.412 | 100 | 12,346 | >= 2x | yes |\n|  | rows/s |" in changed
-    assert rewrite(changed, results) == changed
+    assert rewrite(changed, results, {"shapes": case}) == changed
     before, after = page.split("<!-- table")[0], page.split("<!-- end of table -->")[1]
     assert changed.startswith(before)
     assert changed.endswith(after)
