@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 
 from tests.bench import report
@@ -44,6 +45,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     cases = [case for case in CASES if not asked.only or case.name in asked.only]
+    # Like Ctrl-C: what was set up is taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = asyncio.run(_run(cases, Scale(_QUICK if asked.quick else 1.0), asked))
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")

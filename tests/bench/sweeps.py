@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -166,6 +167,8 @@ def main() -> None:
     unknown = set(asked.names) - {sweep.name for sweep in SWEEPS}
     if unknown:
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}")
+    # Like Ctrl-C: what was set up is taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = asked.names or [sweep.name for sweep in SWEEPS]
     asyncio.run(_run(names, Scale(0.1 if asked.quick else 1.0), asked.repeats))
 
