@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Final, Literal
+from functools import lru_cache, partial
+from typing import Final, Literal, NamedTuple
 
 import structlog
-from aiohttp import web
 
 from common.messages import Refusal
 from common.obstacles import Obstacle
@@ -21,7 +19,7 @@ from gateway.body import BadBody, merged, read_body
 from gateway.checks import Checks
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery
-from gateway.exchange import SHAPE_METHODS, Bare, Connection, Exchange
+from gateway.exchange import SHAPE_METHODS, Exchange
 from gateway.measures import Traffic
 from gateway.query_string import Value, parse_query, parse_target
 from gateway.reception import Reception, declined
@@ -29,6 +27,7 @@ from gateway.request import InvalidRequest, LogQuery, parse_delete_query, parse_
 from gateway.response import Answer
 from gateway.service import Service
 from gateway.shapes import Shapes, Unavailable
+from gateway.shortcut import Shortcut
 from gateway.subset import parse_subset
 from gateway.subset_delivery import SubsetDelivery
 
@@ -71,6 +70,27 @@ def _parse_text(text: str) -> tuple[LogQuery, SubsetRequest | None]:
     return _parse(_parse_query(text))
 
 
+class Plain(NamedTuple):
+    """A GET of a log: its parameters, and what they ask for."""
+
+    parameters: Mapping[str, Value]
+    query: LogQuery
+
+
+@lru_cache(maxsize=CACHED_TEXTS)
+def _parse_plain(text: str) -> Plain | None:
+    """The target of a GET, if it is one of a log, valid, and no worker must check it."""
+    target = _parse_target(text)
+    if _ROUTES.get(target.segments) != "shape":
+        return None
+    try:
+        parameters = _parse_query(target.query)
+        query, subset = _parse(parameters)
+    except (UnicodeDecodeError, InvalidRequest):
+        return None
+    return Plain(parameters, query) if subset is None and query.queryable is None else None
+
+
 def is_authorized(query: Mapping[str, Value], secret: str | None) -> bool:
     """Whether the query string carries the secret; ``api_secret`` counts only without ``secret`` (http-api.md 3)."""
     if secret is None:
@@ -90,7 +110,7 @@ def preflight(requested_headers: str | None) -> Answer:
 
 
 class App:
-    """Handles each request of each connection. :meth:`drain` begins the end: every answer closes its connection."""
+    """Handles each request of each connection."""
 
     def __init__(
         self,
@@ -105,12 +125,11 @@ class App:
         delivery: Delivery,
         subsets: SubsetDelivery,
         deletion: Deletion,
+        shortcut: Shortcut,
         secret: str | None,
         allow_delete: bool,
-        send_timeout: float,
-        requests_per_connection: int,
     ) -> None:
-        """``send_timeout`` in seconds. ``obstacles``: what is in the way of this gateway, for ``/v1/health``."""
+        """``obstacles``: what is in the way of this gateway, for ``/v1/health``."""
         self._service = service
         self._shapes = shapes
         self._admission = admission
@@ -121,40 +140,47 @@ class App:
         self._delivery = delivery
         self._subsets = subsets
         self._deletion = deletion
+        self._shortcut = shortcut
         self._secret = secret
         self._allow_delete = allow_delete
-        self._send_timeout = send_timeout
-        self._requests_per_connection = requests_per_connection
-        self._draining = False
 
-    def drain(self) -> None:
-        """Close each connection with the answer it waits for."""
-        self._draining = True
-
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. Never raises for what a client can do."""
-        began = time.monotonic()
-        exchange = Exchange(request, stays_open=self._stays_open(request), send_timeout=self._send_timeout)
+    def begin(self, exchange: Exchange) -> None:
+        """Answer one request: now, when there is news for it, or in a task. Never raises."""
         try:
-            if not await self._dispatch(request, exchange):
-                return Bare(400)
+            if self._try_shortcut(exchange):
+                return
+        except Exception as error:
+            log.error("request failed", **_about(exchange), exc_info=error)
+            exchange.run(partial(self._fail, exchange))
+        else:
+            exchange.run(partial(self.handle, exchange))
+
+    def _try_shortcut(self, exchange: Exchange) -> bool:
+        if exchange.method != "GET" or exchange.request.payload is not None:
+            return False
+        asked = _parse_plain(exchange.target)
+        if asked is None or not is_authorized(asked.parameters, self._secret):
+            return False
+        exchange.cors_methods = SHAPE_METHODS
+        exchange.count(self._traffic, live=asked.parameters.get("live") == "true")
+        return self._shortcut.take(exchange, asked.query, self.handle)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request, whatever it takes. Never raises for what a client can do."""
+        try:
+            if not await self._dispatch(exchange):
+                exchange.fail(400)
         except (ConnectionError, TimeoutError):
             exchange.abort()
         except Exception as error:
-            path, _, _ = request.raw_path.partition("?")
-            log.error("request failed", request=exchange.id, method=request.method, path=path, exc_info=error)
+            log.error("request failed", **_about(exchange), exc_info=error)
             await self._fail(exchange)
-        finally:
-            # Also when the client has gone, and with it this task, after the answer was begun.
-            if exchange.live is not None and exchange.status:
-                self._traffic.add(exchange.status, exchange.live, time.monotonic() - began)
-        return exchange.sent()
 
-    async def _dispatch(self, request: web.BaseRequest, exchange: Exchange) -> bool:
+    async def _dispatch(self, exchange: Exchange) -> bool:
         """Route and answer; ``False`` if the query string is not UTF-8 (http-api.md 1.6)."""
-        target = _parse_target(request.raw_path)
+        target = _parse_target(exchange.target)
         route = _ROUTES.get(target.segments)
-        method = request.method
+        method = exchange.method
         if route == "shape" and method in _SHAPE_METHODS:
             exchange.cors_methods = SHAPE_METHODS
             if method == "OPTIONS":
@@ -164,8 +190,8 @@ class App:
                 query = _parse_query(target.query)
             except UnicodeDecodeError:
                 return False
-            exchange.live = query.get("live") == "true"
-            await self._shape(request, target.query, query, exchange)
+            exchange.count(self._traffic, live=query.get("live") == "true")
+            await self._shape(target.query, query, exchange)
         elif route == "health" and method in ("GET", "HEAD"):
             notes = [obstacle.text for obstacle in self._obstacles()]
             status, body = self._service.health(asyncio.get_running_loop().time(), notes)
@@ -184,8 +210,8 @@ class App:
             await exchange.answer(response.NOT_FOUND)
         return True
 
-    async def _shape(self, request: web.BaseRequest, text: str, query: Mapping[str, Value], exchange: Exchange) -> None:
-        method = request.method
+    async def _shape(self, text: str, query: Mapping[str, Value], exchange: Exchange) -> None:
+        method = exchange.method
         if not is_authorized(query, self._secret):
             exchange.cors_methods = None
             await exchange.answer(response.UNAUTHORIZED)
@@ -199,14 +225,14 @@ class App:
                 await exchange.answer(self._admission.refusal(budget, kind))
                 return
             with ticket:
-                await self._admitted(request, text, query, exchange, ticket)
+                await self._admitted(text, query, exchange, ticket)
 
-    async def _admitted(
-        self, request: web.BaseRequest, text: str, query: Mapping[str, Value], exchange: Exchange, ticket: Ticket
-    ) -> None:
+    async def _admitted(self, text: str, query: Mapping[str, Value], exchange: Exchange, ticket: Ticket) -> None:
         try:
-            post = request.method == "POST"
-            parsed = _parse(merged(query, await read_body(request))) if post else _parse_text(text)
+            if exchange.method == "POST":
+                parsed = _parse(merged(query, await read_body(exchange.request, exchange.ask_for_body)))
+            else:
+                parsed = _parse_text(text)
         except BadBody as bad:
             await (exchange.answer if bad.is_whole else exchange.refuse)(bad.answer)
         except InvalidRequest as invalid:
@@ -277,8 +303,8 @@ class App:
         except (ConnectionError, TimeoutError):
             exchange.abort()
 
-    def _stays_open(self, request: web.BaseRequest) -> Callable[[], bool]:
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        connection.served += 1
-        return lambda: not self._draining and connection.served < self._requests_per_connection
+
+def _about(exchange: Exchange) -> dict[str, str]:
+    """What the log may say of a request: not its query, which may carry the secret."""
+    path, _, _ = exchange.target.partition("?")
+    return {"request": exchange.id, "method": exchange.method, "path": path}

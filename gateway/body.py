@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 import orjson
-from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.web import RequestPayloadError
 
+from gateway.connection import Request
 from gateway.query_string import Value
 from gateway.response import JSON, Answer
 
@@ -37,23 +38,27 @@ class BadBody(Exception):
         self.answer = Answer(status, JSON, orjson.dumps(body))
 
 
-async def read_body(request: web.BaseRequest) -> bytes:
-    """All of it. Raises :class:`BadBody`, ``ConnectionError`` if the client is gone."""
-    if request.headers.get("expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-        assert request.transport is not None
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if (request.content_length or 0) > MAX_BODY_BYTES:
+async def read_body(request: Request, ask_for_it: Callable[[], None]) -> bytes:
+    """All of it; ``ask_for_it`` tells a client to go on that waits for that.
+
+    Raises :class:`BadBody`, ``ConnectionError`` if the client is gone.
+    """
+    if request.headers.get("expect", "").lower() == "100-continue" and request.http11:
+        ask_for_it()
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
         raise BadBody(413, "Request body too large")
     received = bytearray()
+    if request.payload is None:
+        return b""
     try:
         async with asyncio.timeout(READ_SECONDS):
-            async for piece in request.content.iter_any():
+            async for piece in request.payload.iter_any():
                 received += piece
                 if len(received) > MAX_BODY_BYTES:
                     raise BadBody(413, "Request body too large")
     except ConnectionError:
         raise
-    except (web.RequestPayloadError, BadHttpMessage, TimeoutError, ValueError):
+    except (RequestPayloadError, BadHttpMessage, TimeoutError, ValueError):
         raise BadBody(400, "Failed to read request body") from None
     return bytes(received)
 

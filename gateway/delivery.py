@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,9 +20,10 @@ from gateway.exchange import Exchange
 from gateway.live import Expired, Gone, Live
 from gateway.log import Position, SnapshotStalled
 from gateway.progress import Progress
+from gateway.recent import Recent
 from gateway.reception import Reception
 from gateway.request import LogQuery
-from gateway.response import Answer, CachePolicy
+from gateway.response import COMPLETE, Answer, CachePolicy
 from gateway.shapes import Shape, ShapeGone
 from gateway.sse import EventStreams
 
@@ -52,7 +54,7 @@ class LiveAnswers:
         """The live answer with data, if it is small enough to be held by all at once."""
         try:
             with shape as reader:
-                position = log.locate(reader, offset)
+                position, _ = log.locate(reader, offset)
                 if position.is_empty or position.range.end - position.range.start > log.SHARED:
                     return None
                 complete, tail = self.tail(offset, position, live=True, seen=0)
@@ -114,6 +116,25 @@ class LiveAnswers:
         return True, response.up_to_date(end.tx if live else max(seen, end.tx))
 
 
+class Part(NamedTuple):
+    """A part of the log that is sent slice by slice, or compressed."""
+
+    fields: Mapping[str, str]
+    position: Position
+    tail: bytes
+
+
+class End(NamedTuple):
+    """Nothing is to be sent: the client is at ``last``, the end of the log, or ``ahead`` of it."""
+
+    offset: Offset
+    last: Offset
+    ahead: bool
+
+
+Found = Answer | Part | End
+
+
 class Delivery:
     """Answers log requests."""
 
@@ -129,10 +150,13 @@ class Delivery:
         """``clock`` tells Unix time, for cursors. Without ``compression`` all bodies go as they are."""
         self._reception = reception
         self._live = live
-        self._answers = answers
+        self.answers = answers
+        self.patience = policy.long_poll_ms / 1000
+        """Seconds that a long-poll waits."""
         self._policy = policy
         self._compression = compression
         self._clock = clock
+        self._recent = Recent()
         self._events = EventStreams(live, policy.long_poll_ms / 1000)
 
     async def run(self, exchange: Exchange, query: LogQuery, shape: Shape) -> None:
@@ -148,25 +172,106 @@ class Delivery:
             message = "Snapshot query took too long to return data"
             await exchange.answer(response.failure(503, message, retry_after=10))
 
-    async def _serve(self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader) -> None:
+    def look(
+        self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader
+    ) -> Answer | Part | End | None:
+        """What there is for a request, at the first look: an answer, if it is small; ``None`` is for events and what
+        still grows. The shape's header has just been read.
+
+        Raises ``DamagedLog``, ``FileNotFoundError``, ``OSError``.
+        """
         if query.offset is None:
-            seen = self._answers.seen(shape)
-            return await exchange.answer(self._answers.empty(shape, None, reader.last(), live=False, seen=seen))
+            seen = self.answers.seen(shape)
+            return self.answers.empty(shape, None, reader.last(), live=False, seen=seen)
         if query.sse:
-            return await self._events.run(exchange, shape, reader, query.offset, self._cursor(query))
+            return None
+        chunk = log.snapshot_chunk(query.offset, shape.seen)
+        if chunk is None:
+            return self._look_at_log(exchange, query, query.offset, shape, reader)
+        return self._look_at_chunk(exchange, query, shape, reader, chunk)
+
+    def _look_at_chunk(
+        self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader, chunk: int
+    ) -> Answer | None:
+        length = log.closed_length(shape.seen, reader, chunk)
+        if length is None or length > log.SLICE:
+            return None
+        asked = shape.handle, query.offset, query.live
+        answer = self._recent.get(asked, chunk)
+        if answer is None:
+            fields = self.answers.fields(shape, query.offset, Offset(0, chunk), live=query.live, complete=False)
+            answer = Answer(200, fields, log.closed_body(reader, chunk), streamed=True)
+            self._recent.keep(asked, chunk, answer)
+        if self._is_compressed(exchange, query, length):
+            return None
+        return self._not_modified(exchange, query, answer.fields) or answer
+
+    def _look_at_log(
+        self, exchange: Exchange, query: LogQuery, offset: Offset, shape: Shape, reader: ShapeReader, known: bool = True
+    ) -> Found:
+        """``known``: whether ``If-None-Match`` counts, which is for the first look only."""
+        # In this order: the log has at least what is claimed.
+        seen = self.answers.seen(shape)
+        end = reader.end()
+        last = log.last_offset(end, offset)
+        ahead = offset > max(last, SNAPSHOT_END)
+        at_end = ahead or (query.live and (end is None or last <= offset))
+        known = known and exchange.header("if-none-match") is not None
+        if at_end and not known:
+            return End(offset, last, ahead)
+        asked = shape.handle, offset, query.live
+        found: Answer | Part | None = self._recent.get(asked, (end, 0 if query.live else seen))
+        if found is None:
+            found = self._read(query, offset, shape, reader, seen)
+        unchanged = self._not_modified(exchange, query, found.fields) if known else None
+        if unchanged is not None:
+            return unchanged
+        if at_end:
+            return End(offset, last, ahead)
+        if isinstance(found, Part) or COMPLETE in found.fields:
+            return found
+        # It ends with its chunk, before the log does, and never changes.
+        if self._is_compressed(exchange, query, len(found.body)):
+            return self._read(query, offset, shape, reader, seen, whole=False)
+        return found
+
+    def _read(
+        self, query: LogQuery, offset: Offset, shape: Shape, reader: ShapeReader, seen: int, *, whole: bool = True
+    ) -> Answer | Part:
+        """The answer, if it is small and wanted as a ``whole``: it is kept for others."""
+        position, end = log.locate(reader, offset)
+        part = position.range
+        complete, tail = self.answers.tail(offset, position, live=query.live, seen=seen)
+        fields = self.answers.fields(shape, offset, part.end_offset, live=query.live, complete=complete)
+        if not whole or part.end - part.start > log.SLICE:
+            return Part(fields, position, tail)
+        answer = Answer(200, fields, log.body(reader, part, tail), streamed=True)
+        self._recent.keep((shape.handle, offset, query.live), (end, 0 if query.live else seen), answer)
+        return answer
+
+    async def _serve(self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader) -> None:
+        if query.sse and query.offset is not None:
+            return await self._events.run(exchange, shape, reader, query.offset, self.cursor(query))
+        found = self.look(exchange, query, shape, reader)
+        if isinstance(found, Answer):
+            return await exchange.answer(found, self.cursor(query))
+        assert query.offset is not None
         chunk = log.snapshot_chunk(query.offset, shape.seen)
         if chunk is not None:
             return await self._send_chunk(exchange, query, shape, reader, chunk)
-        return await self._send_log(exchange, query, query.offset, shape, reader)
+        assert found is not None
+        return await self._send_log(exchange, query, query.offset, shape, reader, found)
 
     async def _send_chunk(
         self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader, chunk: int
     ) -> None:
-        fields = self._answers.fields(shape, query.offset, Offset(0, chunk), live=query.live, complete=False)
-        if await self._matches(exchange, query, fields):
+        fields = self.answers.fields(shape, query.offset, Offset(0, chunk), live=query.live, complete=False)
+        unchanged = self._not_modified(exchange, query, fields)
+        if unchanged is not None:
+            await exchange.answer(unchanged, self.cursor(query))
             return
         if not await log.await_chunk(shape.header, reader, chunk):
-            await exchange.answer(Answer(200, fields, b"[]", streamed=True), self._cursor(query))
+            await exchange.answer(Answer(200, fields, b"[]", streamed=True), self.cursor(query))
             return
         length = log.closed_length(shape.seen, reader, chunk)
         if length is not None:
@@ -179,63 +284,47 @@ class Delivery:
                 return
         if length is not None and length <= log.SLICE and not exchange.head_only:
             body = log.closed_body(reader, chunk)
-            await exchange.answer(Answer(200, fields, body, streamed=True), self._cursor(query))
+            await exchange.answer(Answer(200, fields, body, streamed=True), self.cursor(query))
             return
         if length is None and exchange.measured:
             length = await log.await_closed(shape.header, reader, chunk)
-        await exchange.start(Answer(200, fields), length, self._cursor(query))
+        await exchange.start(Answer(200, fields), length, self.cursor(query))
         if not exchange.head_only:
             await self._send(exchange, log.chunk_slices(shape.header, reader, chunk))
 
     async def _send_log(
-        self, exchange: Exchange, query: LogQuery, offset: Offset, shape: Shape, reader: ShapeReader
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        is_fresh = True
-        # A log that is replayed after a crash grows towards the client: growth buys time, but not without end.
-        give_up = loop.time() + 2 * self._policy.long_poll_ms / 1000
-        while True:
-            seen = self._answers.seen(shape)
-            position = log.locate(reader, offset)
-            complete, tail = self._answers.tail(offset, position, live=query.live, seen=seen)
-            end = position.range.end_offset
-            fields = self._answers.fields(shape, offset, end, live=query.live, complete=complete)
-            if is_fresh and await self._matches(exchange, query, fields):
-                return None
-            is_fresh = False
-            is_ahead = offset > max(position.last, SNAPSHOT_END)
-            if not is_ahead and (not query.live or not position.is_empty):
-                return await self._send_range(exchange, query, fields, shape, reader, position, tail)
-            if self._live.enter(shape):
-                continue
-            limit = self._policy.long_poll_ms / 1000
-            if is_ahead:
-                limit = min(limit / 2, give_up - loop.time())
-            waiter = self._live.wait(shape, offset, position.last, limit, self._answers, ahead=is_ahead)
-            try:
-                outcome = await waiter.future
-            finally:
-                self._live.leave(waiter)
-            if isinstance(outcome, Gone):
-                return await self._reception.gone(exchange, shape)
-            if is_ahead and isinstance(outcome, Expired):
-                return await exchange.answer(response.out_of_bounds())
-            if outcome.answer is not None:
-                return await exchange.answer(outcome.answer, self._cursor(query))
-
-    async def _send_range(
         self,
         exchange: Exchange,
         query: LogQuery,
-        fields: dict[str, str],
+        offset: Offset,
         shape: Shape,
         reader: ShapeReader,
-        position: Position,
-        tail: bytes,
+        found: Found,
     ) -> None:
+        """Send what was found, or wait until something is."""
+        loop = asyncio.get_running_loop()
+        # A log that is replayed after a crash grows towards the client: growth buys time, but not without end.
+        give_up = loop.time() + 2 * self.patience
+        while isinstance(found, End):
+            if not self._live.enter(shape):
+                limit = min(self.patience / 2, give_up - loop.time()) if found.ahead else self.patience
+                outcome = await self._live.outcome(shape, offset, found.last, limit, self.answers, ahead=found.ahead)
+                if isinstance(outcome, Gone):
+                    return await self._reception.gone(exchange, shape)
+                if found.ahead and isinstance(outcome, Expired):
+                    return await exchange.answer(response.out_of_bounds())
+                if outcome.answer is not None:
+                    return await exchange.answer(outcome.answer, self.cursor(query))
+            found = self._look_at_log(exchange, query, offset, shape, reader, known=False)
+        if isinstance(found, Answer):
+            return await exchange.answer(found, self.cursor(query))
+        return await self._send_part(exchange, query, shape, reader, found)
+
+    async def _send_part(
+        self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader, found: Part
+    ) -> None:
+        fields, position, tail = found
         part = position.range
-        # What ends before the log does ends where its chunk does (or did when the log grew just now): it has no
-        # up-to-date item, and committed bytes never change.
         if part.end_offset < position.last:
 
             def pieces() -> Iterator[bytes]:
@@ -248,10 +337,10 @@ class Delivery:
         size = part.end - part.start
         if size <= log.SLICE:
             body = b"" if exchange.head_only else log.body(reader, part, tail)
-            await exchange.answer(Answer(200, fields, body, streamed=True), self._cursor(query))
+            await exchange.answer(Answer(200, fields, body, streamed=True), self.cursor(query))
             return
         length = size + len(tail) + len(b"[]") - (0 if tail else len(b",\n"))
-        await exchange.start(Answer(200, fields), length, self._cursor(query))
+        await exchange.start(Answer(200, fields), length, self.cursor(query))
         if not exchange.head_only:
             await self._send(exchange, log.slices(reader, part, tail))
 
@@ -259,7 +348,7 @@ class Delivery:
         self,
         exchange: Exchange,
         query: LogQuery,
-        fields: dict[str, str],
+        fields: Mapping[str, str],
         key: tuple[object, ...],
         length: int,
         pieces: Callable[[], Iterator[bytes]],
@@ -274,9 +363,9 @@ class Delivery:
         fields = {**fields, "etag": coded_tag(fields["etag"], coding), "content-encoding": coding}
         with encoded as data:
             if len(data) <= log.SLICE or exchange.head_only:
-                await exchange.answer(Answer(200, fields, data, streamed=True), self._cursor(query))
+                await exchange.answer(Answer(200, fields, data, streamed=True), self.cursor(query))
             else:
-                await exchange.start(Answer(200, fields), len(data), self._cursor(query))
+                await exchange.start(Answer(200, fields), len(data), self.cursor(query))
                 await self._send(exchange, _slices(data))
         return True
 
@@ -297,19 +386,23 @@ class Delivery:
             exchange.abort()
             raise
 
-    async def _matches(self, exchange: Exchange, query: LogQuery, fields: dict[str, str]) -> bool:
-        """Answer 304 if the client has this answer already (http-api.md 22.2)."""
+    def _is_compressed(self, exchange: Exchange, query: LogQuery, length: int) -> bool:
+        """Whether a body that never changes goes out in a coding, if there is room for that."""
+        return length >= LEAST and self._coding(exchange, query) is not None
+
+    def _not_modified(self, exchange: Exchange, query: LogQuery, fields: Mapping[str, str]) -> Answer | None:
+        """304 if the client has this answer already (http-api.md 22.2)."""
         known = exchange.header("if-none-match")
         if known is None:
-            return False
+            return None
         for coding in {None, self._coding(exchange, query)}:
             tag = coded_tag(fields["etag"], coding)
             if response.is_match(known, tag):
-                await exchange.answer(response.not_modified({**fields, "etag": tag}), self._cursor(query))
-                return True
-        return False
+                return response.not_modified({**fields, "etag": tag})
+        return None
 
-    def _cursor(self, query: LogQuery) -> str:
+    def cursor(self, query: LogQuery) -> str:
+        """The header line that only live answers have."""
         if not query.live:
             return ""
         cursor = response.next_cursor(self._clock(), self._policy.long_poll_ms, query.cursor)

@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 import zmq
-from aiohttp import web
 
 from common.config import Settings
 from common.messages import STATUS_TOPIC, decode_status
@@ -20,9 +19,10 @@ from gateway.admission import Admission, short_of_files
 from gateway.app import App
 from gateway.checks import Checks
 from gateway.compression import Compression
+from gateway.connection import Server
 from gateway.deletion import Deletion
 from gateway.delivery import Delivery, LiveAnswers, Policy
-from gateway.exchange import Connection
+from gateway.exchange import Exchange
 from gateway.hints import Hints
 from gateway.live import Live
 from gateway.measures import Measures, Traffic
@@ -31,6 +31,7 @@ from gateway.reception import Reception
 from gateway.response import CachePolicy
 from gateway.service import Service
 from gateway.shapes import Shape, Shapes
+from gateway.shortcut import Shortcut
 from gateway.subset_delivery import SubsetDelivery
 from gateway.touches import Touches
 from gateway.wheel import TICK
@@ -38,17 +39,8 @@ from gateway.workers import Workers
 
 log = structlog.get_logger(__name__)
 
-LINE_BYTES: Final = 10_000
-"""The longest request line, and the longest header line (http-api.md 1.2)."""
-
 SHUTDOWN_TIMEOUT: Final = 3.0
 """Seconds that answers under way get to reach their clients when the process ends."""
-
-LINGER: Final = 10.0
-"""Seconds that the rest of a body may take that nobody needs any more."""
-
-BACKLOG: Final = 4_096
-"""Connections that may wait to be accepted: all live clients come back at once after a change."""
 
 
 class Gateway:
@@ -77,27 +69,32 @@ class Gateway:
         traffic = Traffic()
         self._compression = Compression() if settings.compression else None
         reception = Reception(self._shapes, self._live.ended, answers.begun)
-        self._app = App(
+        delivery = Delivery(reception, self._live, answers, policy, self._compression)
+        app = App(
             service=self._service,
             shapes=self._shapes,
             admission=self._admission,
             traffic=traffic,
             obstacles=self._obstacles,
             reception=reception,
-            delivery=Delivery(reception, self._live, answers, policy, self._compression),
+            delivery=delivery,
             checks=Checks(self._shapes),
             subsets=SubsetDelivery(reception, self._service, self._workers, settings.storage_dir),
             deletion=Deletion(self._shapes, self._live.ended),
+            shortcut=Shortcut(self._shapes, self._admission, self._live, delivery, reception.gone),
             secret=settings.secret,
             allow_delete=settings.integration_testing,
+        )
+        self._app = app
+        self._server = Server(
+            lambda connection, request: app.begin(Exchange(connection, request)),
+            idle_timeout=settings.tcp_read_timeout,
             send_timeout=settings.tcp_send_timeout,
             requests_per_connection=settings.conn_max_requests,
         )
         self._status: Channel | None = None
         self._ticker: asyncio.TimerHandle | None = None
-        self._server = _Server(self._app, settings.tcp_read_timeout, settings.tcp_send_timeout)
         self.measures = Measures(traffic, self._admission, self._live, lambda: len(self._server.connections))
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN_TIMEOUT)
 
     async def start(self) -> None:
         """Listen to the ingester and to clients. Raises ``OSError`` when the port is taken."""
@@ -106,20 +103,18 @@ class Gateway:
             self._on_status,
         )
         self._tick()
-        await self._runner.setup()
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if reason := short_of_files(self._settings.max_concurrent_requests, files):
             log.warning("fewer clients can connect than may", reason=reason)
         host = "::" if self._settings.listen_on_ipv6 else "0.0.0.0"
-        await web.TCPSite(self._runner, host, self._settings.port, reuse_port=True, backlog=BACKLOG).start()
+        await self._server.listen(host, self._settings.port)
 
     async def stop(self) -> None:
         """Accept no more, answer those who wait as at their deadline, give slow clients a moment, close everything."""
-        for site in list(self._runner.sites):
-            await site.stop()
-        self._app.drain()
+        self._server.close_listener()
+        self._server.drain()
         self._live.close()
-        await self._runner.cleanup()
+        await self._server.stop(SHUTDOWN_TIMEOUT)
         if self._ticker is not None:
             self._ticker.cancel()
         if self._compression is not None:
@@ -159,30 +154,10 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK, self._tick)
         self._live.advance(loop.time())
+        self._server.advance(loop.time())
         if self._touches is not None:
             self._touches.advance(self._shapes.in_use())
         self._told.tell(loop.time(), self._obstacles())
 
     def _obstacles(self) -> list[Obstacle]:
         return [*self._admission.obstacles(), *self._obstacles_around()]
-
-
-class _Server(web.Server):
-    """Makes our kind of connection; aiohttp offers no other way to its error answers."""
-
-    def __init__(self, app: App, idle_timeout: float, send_timeout: float) -> None:
-        super().__init__(app.handle, handler_cancellation=True, access_log=None)
-        self._idle_timeout = idle_timeout
-        self._send_timeout = send_timeout
-
-    def __call__(self) -> Connection:
-        return Connection(
-            self,
-            send_timeout_ms=round(self._send_timeout * 1000),
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=self._idle_timeout,
-            lingering_time=min(LINGER, self._idle_timeout),
-            access_log=None,
-            max_line_size=LINE_BYTES,
-            max_field_size=LINE_BYTES,
-        )

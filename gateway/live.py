@@ -97,7 +97,7 @@ Outcome = Changed[A] | Expired[A] | Gone
 class Waiter(Generic[S, A]):
     """One request that waits; ``ahead`` if its offset lies beyond the log, which may be being replayed."""
 
-    __slots__ = ("ahead", "answers", "future", "offset", "slot", "watch")
+    __slots__ = ("_then", "ahead", "answers", "offset", "slot", "watch")
 
     def __init__(
         self,
@@ -105,14 +105,29 @@ class Waiter(Generic[S, A]):
         offset: Offset,
         answers: Answers[S, A],
         ahead: bool,
-        future: asyncio.Future[Outcome[A]],
+        then: Callable[[Outcome[A]], None],
     ) -> None:
         self.watch = watch
         self.offset = offset
         self.answers = answers
         self.ahead = ahead
-        self.future = future
         self.slot = 0
+        self._then: Callable[[Outcome[A]], None] | None = then
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has no outcome yet."""
+        return self._then is not None
+
+    def settle(self, outcome: Outcome[A]) -> None:
+        """Tell the request its outcome; later ones count for nothing."""
+        then, self._then = self._then, None
+        if then is not None:
+            then(outcome)
+
+    def give_up(self) -> None:
+        """Let no outcome reach the request."""
+        self._then = None
 
 
 class _Watch(Generic[S]):
@@ -146,26 +161,58 @@ class Live(Generic[S]):
         return True
 
     def wait(
-        self, shape: S, offset: Offset, last: Offset, limit: float, answers: Answers[S, A], *, ahead: bool = False
+        self,
+        shape: S,
+        offset: Offset,
+        last: Offset,
+        limit: float,
+        answers: Answers[S, A],
+        then: Callable[[Outcome[A]], None],
+        *,
+        ahead: bool = False,
     ) -> Waiter[S, A]:
         """Wait up to ``limit`` seconds for more than ``last``, the log's end as read after :meth:`enter`.
 
-        The waiter's future gets the :data:`Outcome`, with what ``answers`` makes. Pair with :meth:`leave`.
+        ``then`` is called once, later, with the :data:`Outcome`, which has what ``answers`` makes; it must not raise.
+        Pair with :meth:`leave`, after which it is not called any more.
         """
         self.enter(shape)
         watch = self._watches[shape.handle]
         watch.shape = shape
-        future: asyncio.Future[Outcome[A]] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(watch, offset, answers, ahead, future)
+        waiter = Waiter(watch, offset, answers, ahead, then)
         if watch.last is None or last > watch.last:
             watch.last = last
         watch.waiters[waiter] = None
         waiter.slot = self._wheel.add(self._clock() + (0 if self.closing else limit), waiter)
         return waiter
 
+    async def outcome(
+        self,
+        shape: S,
+        offset: Offset,
+        last: Offset,
+        limit: float,
+        answers: Answers[S, A],
+        *,
+        ahead: bool = False,
+    ) -> Outcome[A]:
+        """As :meth:`wait`, for a task."""
+        future: asyncio.Future[Outcome[A]] = asyncio.get_running_loop().create_future()
+
+        def then(outcome: Outcome[A]) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        waiter = self.wait(shape, offset, last, limit, answers, then, ahead=ahead)
+        try:
+            return await future
+        finally:
+            self.leave(waiter)
+
     def leave(self, waiter: Waiter[S, A]) -> None:
         """The request is answered, or its client has gone."""
-        # Else the wheel would keep the answer until the deadline.
+        waiter.give_up()
+        # Else the wheel would keep it until the deadline.
         self._wheel.discard(waiter.slot, waiter)
         waiter.watch.waiters.pop(waiter, None)
         waiter.watch.idle_since = self._clock()
@@ -187,7 +234,7 @@ class Live(Generic[S]):
         expired: dict[_Watch[S], list[Waiter[S, Any]]] = {}
         for item in self._wheel.advance(now):
             if isinstance(item, Waiter):
-                if not item.future.done():
+                if item.is_waiting:
                     expired.setdefault(item.watch, []).append(item)
             else:
                 self._turn(item, now)
@@ -225,24 +272,23 @@ class Live(Generic[S]):
             return False
         except OSError:
             # Each waiter meets the error where it can be answered as one.
-            for waiter in watch.waiters:
-                if not waiter.future.done():
-                    waiter.future.set_result(Changed(None))
+            for waiter in list(watch.waiters):
+                waiter.settle(Changed(None))
             return watch.last is not None
         grown = watch.last is None or last > watch.last
         watch.last = last
-        made: dict[tuple[Answers[S, Any], Offset], Any] = {}
+        made: dict[tuple[Answers[S, Any], Offset], Changed[Any]] = {}
         for waiter in list(watch.waiters):
-            if waiter.future.done():
+            if not waiter.is_waiting:
                 continue
             if waiter.ahead:
                 if grown:
-                    waiter.future.set_result(Changed(None))
+                    waiter.settle(Changed(None))
             elif last > max(waiter.offset, SNAPSHOT_END):
                 kind = (waiter.answers, waiter.offset)
                 if kind not in made:
-                    made[kind] = waiter.answers.changed(watch.shape, waiter.offset)
-                waiter.future.set_result(Changed(made[kind]))
+                    made[kind] = Changed(waiter.answers.changed(watch.shape, waiter.offset))
+                waiter.settle(made[kind])
         return True
 
     def _expire(self, watch: _Watch[S], waiters: list[Waiter[S, Any]]) -> None:
@@ -251,23 +297,23 @@ class Live(Generic[S]):
             return
         last = watch.last
         assert last is not None
-        made: dict[tuple[Answers[S, Any], Offset], Any] = {}
+        made: dict[tuple[Answers[S, Any], Offset], Expired[Any]] = {}
         for waiter in waiters:
-            if waiter.future.done():
+            if not waiter.is_waiting:
                 continue
             if waiter.ahead:
-                waiter.future.set_result(Expired(None))
+                waiter.settle(Expired(None))
                 continue
             answers, offset = kind = (waiter.answers, waiter.offset)
             if kind not in made:
-                made[kind] = answers.unchanged(watch.shape, offset, last, seen[answers])
-            waiter.future.set_result(Expired(made[kind]))
+                made[kind] = Expired(answers.unchanged(watch.shape, offset, last, seen[answers]))
+            waiter.settle(made[kind])
 
     def _end(self, watch: _Watch[S]) -> None:
-        for waiter in watch.waiters:
-            if not waiter.future.done():
-                waiter.future.set_result(Gone())
+        # First, since whoever is told may come back at once.
         self._drop(watch)
+        for waiter in list(watch.waiters):
+            waiter.settle(Gone())
 
     def _drop(self, watch: _Watch[S]) -> None:
         if self._watches.get(watch.shape.handle) is watch:

@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, Offset
-from common.shapelog.layout import DamagedLog, Header, SnapshotState
+from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, SNAPSHOT_END, Offset
+from common.shapelog.layout import Header, Record, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
 from gateway.shapes import ShapeGone
 
@@ -42,8 +42,6 @@ GROWTH_TIMEOUT: Final = 90.0
 
 _SEPARATOR: Final = 2
 """Bytes of the separator; the last one of a body is left out."""
-
-_ATTEMPTS: Final = 100
 
 _BEYOND_ALL: Final = Offset(MAX_LSN, OP_INFINITE)
 
@@ -75,7 +73,7 @@ _slicing = _Slicing(LARGE_BODIES)
 
 
 class Position(NamedTuple):
-    """A range of the log, and whether nothing was after it when it was found."""
+    """A range of the log, and the log's last offset when it was found."""
 
     range: LogRange
     last: Offset
@@ -118,19 +116,21 @@ def _is_end(offset: Offset, last: Offset) -> bool:
     return not last.is_virtual and offset == (resume_lsn(last), 0)
 
 
-def locate(reader: ShapeReader, offset: Offset) -> Position:
-    """What the log has after ``offset``, and its last offset read after that.
+def last_offset(end: Record | None, offset: Offset) -> Offset:
+    """The last offset of a log with this end, as it counts for a client at ``offset``: the place behind the end that
+    :func:`resume_lsn` names is the end."""
+    last = SNAPSHOT_END if end is None else end.offset
+    return offset if _is_end(offset, last) else last
+
+
+def locate(reader: ShapeReader, offset: Offset) -> tuple[Position, Record | None]:
+    """What the log has after ``offset``, and the log's end, both as of one look.
 
     An empty range means that the log really ends there. Raises ``DamagedLog``, ``OSError``.
     """
-    for _ in range(_ATTEMPTS):
-        position = Position(reader.after(offset), reader.last())
-        if _is_end(offset, position.last):
-            return Position(position.range._replace(end_offset=offset), offset)
-        # Nothing to return, yet behind the end, would send the client round in circles.
-        if not position.is_empty or position.range.end_offset >= position.last:
-            return position
-    raise DamagedLog("the log grows but has nothing to read")
+    part, end = reader.position(offset)
+    last = last_offset(end, offset)
+    return Position(part._replace(end_offset=last) if part.start == part.end else part, last), end
 
 
 def rest(reader: ShapeReader, offset: Offset) -> LogRange:

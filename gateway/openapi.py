@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.exchange import SERVER
+from gateway.response import SERVER
 
 Json = dict[str, Any]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final, Literal
 
 import msgspec
@@ -17,6 +18,9 @@ import orjson
 from common.lsn import BEFORE_ALL, Offset
 from common.messages import Refusal
 from gateway.request import OUT_OF_BOUNDS, Errors
+
+SERVER: Final = "ElectricSQL/1.7.12"
+"""What clients are told they talk to: the version whose protocol this is."""
 
 CURSOR_EPOCH: Final = 1_728_432_000
 """2024-10-09T00:00:00Z in Unix seconds: cursors count from here."""
@@ -27,8 +31,13 @@ NO_STORE: Final = {"cache-control": "no-store", "surrogate-control": "no-store"}
 NO_CACHE: Final = {"cache-control": "no-cache"}
 JSON: Final = {"content-type": "application/json; charset=utf-8"}
 
+COMPLETE: Final = "electric-up-to-date"
+"""The header of an answer that ends where the log does."""
+
 EVENTS_MAX_AGE: Final = 59
 """Seconds that caches may keep a stream of events: one less than it lasts (http-api.md 21)."""
+
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 _NOT_HEADER_SAFE = re.compile(r"[^\x20-\x7e]")
 
@@ -41,20 +50,37 @@ class CachePolicy(msgspec.Struct, frozen=True):
 
 
 class Answer:
-    """One answer. It may be shared by many clients, so it never changes; ``block`` is its headers as wire text.
+    """One answer. It may be shared by many clients, so it never changes; ``head`` is the part of its head, status line
+    and headers, that is the same for all of them.
 
     ``streamed`` marks bodies that go out in chunked transfer although their bytes are at hand, as clients of a log
     expect; a HEAD then tells no length.
     """
 
-    __slots__ = ("block", "body", "fields", "status", "streamed")
+    __slots__ = ("body", "fields", "head", "status", "streamed")
 
     def __init__(self, status: int, fields: Mapping[str, str], body: bytes = b"", *, streamed: bool = False) -> None:
         self.status = status
         self.fields = fields
         self.body = body
         self.streamed = streamed
-        self.block = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.head = _head(status, fields)
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode()
+
+
+def _head(status: int, fields: Mapping[str, str]) -> bytes:
+    lines = f"electric-server: {SERVER}\r\n"
+    if status != 204:
+        lines += "vary: accept-encoding\r\n"
+        if "cache-control" not in fields:
+            lines += "cache-control: max-age=0, private, must-revalidate\r\n"
+    for name, value in fields.items():
+        lines += f"{name}: {value}\r\n"
+    return status_line(status) + lines.encode("utf-8", "surrogateescape")
 
 
 def uncached(answer: Answer) -> Answer:
@@ -148,7 +174,7 @@ def log_fields(
     if schema is not None and not live:
         fields["electric-schema"] = schema
     if complete:
-        fields["electric-up-to-date"] = ""
+        fields[COMPLETE] = ""
     fields["electric-has-data"] = "true" if unique is None else "false"
     fields["electric-offset"] = str(end)
     return fields
@@ -167,7 +193,7 @@ def event_fields(*, handle: str, requested: Offset, offset: Offset, end: Offset,
         "electric-handle": handle,
     }
     if complete:
-        fields["electric-up-to-date"] = ""
+        fields[COMPLETE] = ""
     return {**fields, "electric-has-data": "true", "electric-offset": str(offset)}
 
 

@@ -120,17 +120,24 @@ class Shape:
         self._directory = storage / place.directory
         self._reader: ShapeReader | None = None
 
-    def __enter__(self) -> ShapeReader:
+    def take(self) -> ShapeReader:
+        """Use its files until :meth:`give_back`. Raises :class:`ShapeGone`."""
         reader = self.open()
         self.users += 1
         return reader
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def give_back(self) -> None:
+        """One user less."""
         self.users -= 1
         if self.retired:
             self.close()
+
+    __enter__ = take
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_back()
 
     def open(self) -> ShapeReader:
         """The reader, opened if need be. Raises :class:`ShapeGone`."""
@@ -245,6 +252,13 @@ class Shapes:
             if isinstance(explained, Refusal) and explained.status == 400:
                 return explained
         return found
+
+    def at_hand(self, request: ShapeRequest) -> Shape | None:
+        """The living shape that a client asks for, if this gateway has it; nobody is asked."""
+        shape = self.known(request)
+        if shape is not None and self._used is not None:
+            self._used(shape.handle, shape.partition)
+        return shape
 
     async def explain(self, request: ShapeRequest) -> Explanation | Refusal | Unavailable:
         """What any worker says about a request, without making its shape."""

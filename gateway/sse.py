@@ -16,7 +16,7 @@ from common.shapelog.layout import DamagedLog
 from common.shapelog.reader import LogRange, ShapeReader
 from gateway import events, log, response
 from gateway.exchange import Exchange, frame
-from gateway.live import Changed, Gone, Live
+from gateway.live import Changed, Gone, Live, Outcome, Waiter
 from gateway.response import Answer
 from gateway.shapes import Shape, ShapeGone
 
@@ -93,6 +93,52 @@ def lifetime(offset: Offset, backlog: LogRange, long_poll_seconds: float) -> flo
     if offset > backlog.end_offset:
         return long_poll_seconds / 2
     return BACKLOG_SECONDS if backlog.start < backlog.end else STREAM_SECONDS
+
+
+class Following:
+    """A stream at the end of its log. While its client keeps up, it is sent what all share without waking its task."""
+
+    __slots__ = ("_answers", "_clock", "_exchange", "_live", "_shape", "_timetable", "_waiter", "at", "outcome")
+
+    def __init__(
+        self, exchange: Exchange, live: Live[Shape], shape: Shape, answers: Batches, timetable: Timetable
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._exchange = exchange
+        self._live = live
+        self._shape = shape
+        self._answers = answers
+        self._timetable = timetable
+        self._clock = loop.time
+        self._waiter: Waiter[Shape, Batch] | None = None
+        self.at = SNAPSHOT_END
+        """How far the client is."""
+        self.outcome: asyncio.Future[Outcome[Batch]] = loop.create_future()
+        """What is for the task to see to."""
+
+    def wait(self, at: Offset, last: Offset) -> None:
+        """Wait behind ``at`` for more than ``last``, as :meth:`gateway.live.Live.wait`. Pair with :meth:`leave`."""
+        self.at = at
+        limit = self._timetable.patience(self._clock())
+        self._waiter = self._live.wait(self._shape, at, last, limit, self._answers, self)
+
+    def leave(self) -> None:
+        """Wait no more."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._live.leave(waiter)
+
+    def __call__(self, outcome: Outcome[Batch]) -> None:
+        """News for all streams, or what ends the wait."""
+        self.leave()
+        batch = outcome.answer if isinstance(outcome, Changed) else None
+        if batch is not None and self._exchange.takes_chunks:
+            self._exchange.put_framed(batch.chunks)
+            self._timetable.wrote(self._clock())
+            self.wait(batch.end, batch.end)
+        elif not self.outcome.done():
+            # Else each slow client would hold on to another batch.
+            self.outcome.set_result(Changed(None) if isinstance(outcome, Changed) else outcome)
 
 
 class EventStreams:
@@ -172,22 +218,22 @@ class EventStreams:
         On its own, so that no idle stream holds on to the batch it sent last.
         """
         clock = asyncio.get_running_loop().time
-        waiter = self._live.wait(shape, at, last, timetable.patience(clock()), self._batches)
+        following = Following(exchange, self._live, shape, self._batches, timetable)
+        following.wait(at, last)
         try:
-            outcome = await waiter.future
+            outcome = await following.outcome
         finally:
-            self._live.leave(waiter)
+            following.leave()
         if isinstance(outcome, Gone):
             return None
-        batch = outcome.answer if isinstance(outcome, Changed) else None
-        if batch is not None and exchange.chunked:
-            await exchange.write_framed(batch.chunks)
-            timetable.wrote(clock())
-            return batch.end
+        if isinstance(outcome, Changed):
+            # What all share is not for this client: it is behind, or the news are large.
+            await exchange.drain()
+            return following.at
         if timetable.is_silent(clock()) and not timetable.is_over(clock()):
             await exchange.write_framed(exchange.framed([events.KEEP_ALIVE]))
             timetable.wrote(clock())
-        return at
+        return following.at
 
     async def _snapshot(
         self, exchange: Exchange, shape: Shape, reader: ShapeReader, offset: Offset, chunk: int, cursor: str

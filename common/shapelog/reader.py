@@ -1,7 +1,8 @@
 """The reader of a shape: which bytes answer an offset, and those bytes. For other processes than the writer's.
 
-Nothing that can change is kept between calls. What is read may be torn by a write under way, or cut by a writer that
-takes something back; checksums tell, and then the reader looks again.
+Nothing that can change is kept between calls, but for what the bytes of a record were found to mean. What is read may
+be torn by a write under way, or cut by a writer that takes something back; checksums tell, and then the reader looks
+again.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class ShapeReader:
     one thread.
     """
 
-    __slots__ = ("_directory", "_files", "_index", "_log", "_snapshot", "_snapshot_chunk")
+    __slots__ = ("_directory", "_end", "_files", "_header", "_index", "_log", "_snapshot", "_snapshot_chunk")
 
     def __init__(self, directory: Path, files: Files = REAL) -> None:
         """Raises ``FileNotFoundError`` when there is no such shape, ``OSError``."""
@@ -128,13 +129,19 @@ class ShapeReader:
         self._log = -1
         self._snapshot = -1
         self._snapshot_chunk = -1
+        self._header: tuple[bytes, Header] | None = None
+        self._end: tuple[bytes, Record] | None = None
         self._index = files.open(directory / INDEX_NAME, READ)
 
     def header(self) -> Header:
         """The header as it is now. Raises :class:`DamagedLog`, ``OSError``."""
         for _ in _attempts():
-            header = decode_header(self._files.pread(self._index, HEADER_SIZE, 0))
+            data = self._files.pread(self._index, HEADER_SIZE, 0)
+            if self._header is not None and self._header[0] == data:
+                return self._header[1]
+            header = decode_header(data)
             if header is not None:
+                self._header = data, header
                 return header
         raise DamagedLog(f"the header of {INDEX_NAME} is torn")
 
@@ -159,8 +166,23 @@ class ShapeReader:
 
     def last(self) -> Offset:
         """The offset of the last committed entry, ``0_inf`` if there is none (http-api.md 12.4). Raises ``OSError``."""
-        last = _Committed(self._files, self._index).last
-        return SNAPSHOT_END if last is None else last.offset
+        end = self.end()
+        return SNAPSHOT_END if end is None else end.offset
+
+    def end(self) -> Record | None:
+        """The record of the last commit, ``None`` if there is none: while it is the same, so is the log. Raises
+        ``OSError``."""
+        at = (self._files.size(self._index) - HEADER_SIZE) // RECORD_SIZE - 1
+        if at >= 0:
+            data = self._files.pread(self._index, RECORD_SIZE, record_position(at))
+            if self._end is not None and self._end[0] == data:
+                return self._end[1]
+            record = decode_record(data)
+            if record is not None and record.flags & COMMIT:
+                self._end = data, record
+                return record
+        # What is behind the last commit is still being written.
+        return _Committed(self._files, self._index).last
 
     def after(self, offset: Offset) -> LogRange:
         """What a request at ``offset`` gets from the log (http-api.md 12.5, last data row).
@@ -170,9 +192,14 @@ class ShapeReader:
         included). The log may grow meanwhile: whether ``end_offset`` is its end, and not a chunk boundary inside a
         later transaction, tells only a :meth:`last` called *after* this. Raises :class:`DamagedLog`, ``OSError``.
         """
+        return self.position(offset)[0]
+
+    def position(self, offset: Offset) -> tuple[LogRange, Record | None]:
+        """As :meth:`after`, and the :meth:`end` that the log had at that very look. Raises as :meth:`after`."""
         for _ in _attempts():
             try:
-                return self._after(offset, _Committed(self._files, self._index))
+                index = _Committed(self._files, self._index)
+                return self._after(offset, index), index.last
             except _Changed:
                 continue
         raise DamagedLog(f"{INDEX_NAME} has broken records below its last commit")

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from gateway.connection import Connection, Request
 from tests.pipeline.nginx import Nginx, find_nginx
 from tests.pipeline.reader import HANG_SECONDS
 from tests.unit.gateway.cluster import Cluster, cluster, entry, free_port, row, until
@@ -44,17 +45,16 @@ async def front(**settings: Any) -> AsyncIterator[Front]:
     async with cluster(conn_max_requests=1000, **settings) as world:
         seen: Counter[str] = Counter()
         validators: list[str] = []
-        app: Any = world.gateway._app
-        dispatch = app._dispatch
+        server = world.gateway._server
+        begin = server.begin
 
-        async def counted(request: web.BaseRequest, exchange: Any) -> bool:
-            seen[f"{request.method} {request.path_qs}"] += 1
+        def counted(connection: Connection, request: Request) -> None:
+            seen[f"{request.method} {request.target}"] += 1
             if tag := request.headers.get("if-none-match"):
                 validators.append(tag)
-            found: bool = await dispatch(request, exchange)
-            return found
+            begin(connection, request)
 
-        app._dispatch = counted
+        server.begin = counted
         with Nginx(world.settings.port) as nginx:
             connector = aiohttp.TCPConnector(limit=0)
             timeout = aiohttp.ClientTimeout(total=HANG_SECONDS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -32,8 +33,19 @@ Piece = Response | bytes | None
 class SimExchange:
     """``gateway.exchange.Exchange``: collects the answer; a slow client makes each slice take its time."""
 
-    def __init__(self, seconds: Callable[[], float], deliver: Callable[[Piece], None]) -> None:
-        """``deliver`` is given the head and the bytes of a stream of events as they come."""
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        seconds: Callable[[], float],
+        deliver: Callable[[Piece], None],
+        settle: Callable[[Response | None], None],
+    ) -> None:
+        """``deliver`` is given the head and the bytes of a stream of events as they come; ``settle`` is told the end,
+        ``None`` if the connection was cut."""
+        self.method = method
+        self.target = target
+        self.request = SimpleNamespace(payload=None)
         self.started = False
         self.chunked = True
         self.head_only = False
@@ -43,6 +55,8 @@ class SimExchange:
         self.aborted = False
         self._seconds = seconds
         self._deliver = deliver
+        self._settle = settle
+        self._tasks: set[asyncio.Task[None]] = set()
         self._status = 0
         self._headers: dict[str, str] = {}
         self._body = b""
@@ -51,11 +65,15 @@ class SimExchange:
         """None of them."""
         return None
 
-    async def answer(self, answer: Answer, extra: str = "") -> None:
+    def put(self, answer: Answer, extra: str = "") -> None:
         """All at once."""
         self.started = True
         self._note(answer, extra)
         self.response = Response(answer.status, self._headers, answer.body)
+
+    async def answer(self, answer: Answer, extra: str = "") -> None:
+        """The same."""
+        self.put(answer, extra)
 
     async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
         """Slices follow."""
@@ -77,6 +95,19 @@ class SimExchange:
         """As chunks."""
         return frame(pieces)
 
+    @property
+    def takes_chunks(self) -> bool:
+        """Half of the time."""
+        return self._seconds() < 0.01
+
+    async def drain(self) -> None:
+        """It takes its time."""
+        await asyncio.sleep(self._seconds())
+
+    def put_framed(self, data: bytes) -> None:
+        """Events."""
+        self._deliver(data)
+
     async def write_framed(self, data: bytes) -> None:
         """Events."""
         self._deliver(data)
@@ -91,19 +122,40 @@ class SimExchange:
         self.aborted = True
         self.response = None
 
+    def wait(self, waiting: object) -> None:
+        """Clients here never give up."""
+
+    def proceed(self) -> None:
+        """Nothing."""
+
+    def count(self, traffic: object, *, live: bool) -> None:
+        """Nobody reads the metrics."""
+
+    def end(self) -> None:
+        """The client gets what there is."""
+        self._settle(self.response)
+
+    def run(self, answering: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """In a task."""
+
+        async def see_through() -> None:
+            try:
+                await answering()
+            except asyncio.CancelledError:
+                self._settle(None)
+                raise
+            self.end()
+
+        task = asyncio.get_running_loop().create_task(see_through())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _note(self, answer: Answer, extra: str) -> None:
         self._headers = dict(answer.fields)
         for line in extra.split("\r\n"):
             name, colon, value = line.partition(": ")
             if colon:
                 self._headers[name] = value
-
-
-class FakeRequest(NamedTuple):
-    """The part of aiohttp's request that the application looks at before it has an exchange."""
-
-    method: str
-    raw_path: str
 
 
 class Door:
@@ -119,9 +171,6 @@ class Door:
         """The answer, ``None`` if the connection is lost. Called on the client's loop, as is ``on_piece``."""
         scheduler = self.process.scheduler
         future: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
-        exchange = SimExchange(
-            lambda: scheduler.rng.random() * 0.02, lambda piece: client.process.soon(lambda: on_piece(piece))
-        )
 
         def settle(response: Response | None) -> None:
             def arrive() -> None:
@@ -130,24 +179,17 @@ class Door:
 
             scheduler.after(scheduler.rng.random() * 0.003, lambda: client.process.soon(arrive))
 
-        async def handle() -> None:
-            try:
-                await self.gateway._app._dispatch(FakeRequest(method, target), exchange)  # type: ignore[arg-type]
-            except (ConnectionError, TimeoutError):
-                exchange.abort()
-            except asyncio.CancelledError:
-                settle(None)
-                raise
-            except Exception as error:  # noqa: BLE001 - the application answers whatever can happen
-                scheduler.fail(error)
-            settle(exchange.response)
+        exchange = SimExchange(
+            method,
+            target,
+            lambda: scheduler.rng.random() * 0.02,
+            lambda piece: client.process.soon(lambda: on_piece(piece)),
+            settle,
+        )
 
         def begin() -> None:
-            task = asyncio.get_running_loop().create_task(handle())
-            running.add(task)
-            task.add_done_callback(running.discard)
+            self.gateway._app.begin(exchange)  # type: ignore[arg-type]
 
-        running: set[asyncio.Task[None]] = set()
         if not self.process.alive:
             await asyncio.sleep(0.01)
             return None

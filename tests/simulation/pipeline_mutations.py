@@ -202,17 +202,16 @@ MUTATIONS: Final = (
         "            pass\n        elif",
     ),
     Mutation(
-        "what may be claimed is read after the log",
+        "more is claimed than is known to be applied",
         "gateway/delivery.py",
-        "            position = log.locate(reader, offset)\n            complete, tail",
-        "            position = log.locate(reader, offset)\n            await asyncio.sleep(0.01)\n"
-        "            seen = self._answers.seen(shape)\n            complete, tail",
+        "        seen = self.answers.seen(shape)\n        end =",
+        "        seen = self.answers.seen(shape) + 1_000\n        end =",
     ),
     Mutation(
         "a stream of events repeats what all share",
         "gateway/sse.py",
-        "            return batch.end\n",
-        "            return at\n",
+        "            self.wait(batch.end, batch.end)\n",
+        "            self.wait(self.at, batch.end)\n",
     ),
     Mutation(
         "a stream of events stops at the end of a chunk",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
 from typing import Any, Final
 
 import orjson
@@ -208,7 +207,7 @@ class World:
         return _Patched(
             (shapeworker.main, "Worker", CapturedWorker),
             (gateway.main, "Gateway", CapturedGateway),
-            (gateway.gateway, "web", SimpleNamespace(ServerRunner=_Runner, TCPSite=_Site)),
+            (gateway.gateway, "Server", _Server),
         )
 
     def _start_all(self) -> None:
@@ -353,26 +352,25 @@ def _is_shortage(error: object) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO)
 
 
-class _Runner:
-    """``aiohttp.web.ServerRunner``: nobody connects."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.sites: list[Any] = []
-
-    async def setup(self) -> None:
-        """Nothing."""
-
-    async def cleanup(self) -> None:
-        """Nothing."""
-
-
-class _Site:
-    """``aiohttp.web.TCPSite``."""
+class _Server:
+    """``gateway.connection.Server``: nobody connects."""
 
     def __init__(self, *_: object, **__: object) -> None:
         """Nothing."""
 
-    async def start(self) -> None:
+    async def listen(self, host: str, port: int) -> None:
+        """Nothing."""
+
+    def close_listener(self) -> None:
+        """Nothing."""
+
+    def drain(self) -> None:
+        """Nothing."""
+
+    async def stop(self, patience: float) -> None:
+        """Nothing."""
+
+    def advance(self, now: float) -> None:
         """Nothing."""
 
 

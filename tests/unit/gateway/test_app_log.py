@@ -439,7 +439,7 @@ async def test_a_shape_whose_files_are_damaged_is_shown_to_its_worker_and_refetc
 async def test_a_shape_in_which_its_worker_finds_nothing_wrong_is_asked_for_again(world: Cluster) -> None:
     shape = world.worker.shape()
     shape.commit(5, entry(0))
-    await world.get(f"offset=0_inf&handle={shape.handle}")
+    await world.get("offset=now")
     world.worker.refusal = lambda id: Refusal(id=id, status=503, body=b"{}", retry_after=1)
     (shape.path / "log.json").write_bytes(b"")
     answer = await world.get(f"offset=0_inf&handle={shape.handle}")

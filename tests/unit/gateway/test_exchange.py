@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import HttpVersion10, HttpVersion11
-from aiohttp.http import StreamWriter
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from gateway.connection import Request
 from gateway.exchange import Exchange
 from gateway.response import Answer
 
 
-class Recorder(StreamWriter):
-    """Keeps what it is given."""
+class Recorder:
+    """A connection and its transport: keeps what it is given."""
+
+    stays_open = True
 
     def __init__(self) -> None:
         self.pieces: list[Any] = []
+        self.transport = self
 
-    async def write(self, chunk: Any, *, drain: bool = True, LIMIT: int = 0) -> None:
-        self.pieces.append(chunk)
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: Any) -> None:
+        self.pieces.append(data)
+
+    def writelines(self, pieces: Any) -> None:
+        self.pieces.extend(pieces)
+
+    async def drain(self) -> None:
+        """Nothing waits."""
 
 
 def exchange(recorder: Recorder, version: Any = HttpVersion11) -> Exchange:
-    request: Any = SimpleNamespace(
-        keep_alive=True, method="GET", version=version, headers=CIMultiDict(), writer=recorder, transport=None
-    )
-    return Exchange(request, stays_open=lambda: True, send_timeout=30)
+    headers = CIMultiDictProxy(CIMultiDict[str]())
+    connection: Any = recorder
+    return Exchange(connection, Request("GET", "/", headers, version, True, None))
 
 
 @pytest.mark.parametrize("version", [HttpVersion10, HttpVersion11])

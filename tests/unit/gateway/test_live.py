@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.lsn import SNAPSHOT_END, Offset
-from gateway.live import LINGER, LOOK_EVERY, Changed, Expired, Gone, Live, Waiter
+from gateway.live import LINGER, LOOK_EVERY, Changed, Expired, Gone, Live, Outcome, Waiter
 from gateway.shapes import ShapeGone
 from gateway.wheel import TICK, Wheel
 
@@ -57,9 +57,13 @@ class World:
         self.made.append(f"unchanged {offset}")
         return f"nothing after {last}, {seen}"
 
-    def wait(self, log: Log, offset: Offset, limit: float = 20.0, ahead: bool = False) -> Waiter[Log, str]:
+    def wait(
+        self, log: Log, offset: Offset, limit: float = 20.0, ahead: bool = False, answers: World | None = None
+    ) -> Waiting:
         assert log.end is not None
-        return self.live.wait(log, offset, log.end, limit, self, ahead=ahead)
+        waiting = Waiting()
+        waiting.waiter = self.live.wait(log, offset, log.end, limit, answers or self, waiting, ahead=ahead)
+        return waiting
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -68,11 +72,27 @@ class World:
             self.live.advance(self.now)
 
 
-def outcome(waiter: Waiter[Log, str]) -> str | None:
+class Waiting:
+    """A request that waits, and what it was told."""
+
+    def __init__(self) -> None:
+        self.waiter: Waiter[Log, str] | None = None
+        self.told: list[Outcome[str]] = []
+
+    def __call__(self, outcome: Outcome[str]) -> None:
+        self.told.append(outcome)
+
+    def leave(self, world: World) -> None:
+        assert self.waiter is not None
+        world.live.leave(self.waiter)
+
+
+def outcome(waiting: Waiting) -> str | None:
     """The outcome in a word; ``None`` while the request waits."""
-    if not waiter.future.done():
+    assert len(waiting.told) < 2
+    if not waiting.told:
         return None
-    result = waiter.future.result()
+    result = waiting.told[0]
     if isinstance(result, Gone):
         return "gone"
     return f"{type(result).__name__} {result.answer}"
@@ -177,7 +197,7 @@ async def test_a_subscription_outlives_its_waiters_for_a_while() -> None:
     waiter = world.wait(log, SNAPSHOT_END)
     world.pass_time(2 * LINGER)
     assert world.subscribed == ["h"]
-    world.live.leave(waiter)
+    waiter.leave(world)
     world.pass_time(LINGER - 2 * LOOK_EVERY)
     assert world.subscribed == ["h"]
     looks = log.looks
@@ -190,12 +210,12 @@ async def test_a_subscription_outlives_its_waiters_for_a_while() -> None:
 async def test_who_left_is_not_answered() -> None:
     world, log = World(), Log()
     gone, stays = world.wait(log, SNAPSHOT_END), world.wait(log, SNAPSHOT_END)
-    gone.future.cancel()
-    world.live.leave(gone)
+    gone.leave(world)
     assert world.live.waiting == 1
     log.end = Offset(9, 0)
     world.live.tail("h")
     assert outcome(stays) == "Changed 0_inf..9_0"
+    assert outcome(gone) is None
 
 
 async def test_an_answer_is_forgotten_once_it_is_sent() -> None:
@@ -204,8 +224,8 @@ async def test_an_answer_is_forgotten_once_it_is_sent() -> None:
     waiter = world.wait(log, SNAPSHOT_END)
     log.end = Offset(9, 0)
     world.live.tail("h")
-    answered = weakref.ref(waiter.future)
-    world.live.leave(waiter)
+    waiter.leave(world)
+    answered = weakref.ref(waiter)
     del waiter
     assert answered() is None
 
@@ -217,7 +237,7 @@ async def test_each_live_mode_makes_its_own_answers() -> None:
 
     world, log, other = World(), Log(), Other()
     waiters = [world.wait(log, SNAPSHOT_END) for _ in range(2)]
-    others = [world.live.wait(log, SNAPSHOT_END, SNAPSHOT_END, 20.0, other) for _ in range(2)]
+    others = [world.wait(log, SNAPSHOT_END, answers=other) for _ in range(2)]
     log.end = Offset(9, 0)
     world.live.tail("h")
     assert {outcome(waiter) for waiter in waiters} == {"Changed 0_inf..9_0"}

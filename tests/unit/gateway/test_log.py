@@ -16,7 +16,7 @@ async def test_only_so_many_bodies_have_large_slices(tmp_path: Path) -> None:
     writer.append(7, [2 * at for at in range(100)], lines)
     writer.commit()
     reader = ShapeReader(tmp_path / "shape")
-    everything = log.locate(reader, BEFORE_ALL).range
+    everything = log.locate(reader, BEFORE_ALL)[0].range
     bodies = [log.slices(reader, everything, b"") for _ in range(log.LARGE_BODIES + 2)]
     sizes = []
     for body in bodies:
