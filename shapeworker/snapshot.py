@@ -341,10 +341,9 @@ class _Work:
     def run(self) -> list[SnapshotTaken | Exception]:
         """The outcome for each member. Raises :class:`_Again`, ``Stopped``, or what goes for all."""
         connection: SnapshotConnection | None = None
-        fresh = self._members[0].fresh
+        kept = None if self._members[0].fresh else self._idle.take(self._stop)
         try:
-            connection = None if fresh else self._idle.take(self._stop)
-            connection = connection or SnapshotConnection(self._target, self._stop)
+            connection = kept or SnapshotConnection(self._target, self._stop)
             outcomes = self._together(connection) if len(self._members) > 1 else self._alone(connection)
             self._idle.give(connection)
             connection = None
@@ -352,7 +351,7 @@ class _Work:
         except (DeadlinePassed, NotSmall, SnapshotFailed, psycopg.Error) as error:
             if not any(member.begun for member in self._members):
                 lost = isinstance(error, psycopg.Error) and is_unavailable(error)
-                if len(self._members) > 1 or (lost and not fresh):
+                if len(self._members) > 1 or (lost and kept is not None):
                     raise _Again from error
             raise self._meaning(error, connection) from error
         finally:

@@ -143,6 +143,8 @@ async def test_cut_in_the_middle_of_a_snapshot(proxy: Proxy, database: str, star
         workload.start()
         await fleet.current()
         for size, columns in ((400_000, ["id", "v"]), (1_500_000, ["id", "batch"]), (5_000, ["id"])):
+            # Connections are kept; the one that is to be cut is a new one.
+            await backends.terminate(database, backends.SNAPSHOT)
             proxy.cut_after(size, opening=backends.SNAPSHOT.encode())
             reader = fleet.add("bulk", columns=columns)
             await proxy.was_cut.wait()
