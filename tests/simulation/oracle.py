@@ -83,7 +83,7 @@ class Oracle:
         self._whole: set[str] = set()
         self.fail: Callable[[BaseException], None]
         self.on_eviction: Callable[[ShapeRow, int], None]
-        """Is told a shape that ended for being one too many, and how many there were with it."""
+        """Is told a shape that ended for being one too many, and how many there were in all catalogs with it."""
         self.rows: dict[str, dict[str, ShapeRow]] = {}
         """Partition → handle → what its catalog says durably."""
         self._handles: set[str] = set()
@@ -121,7 +121,7 @@ class Oracle:
                 self.fail(AssertionError(f"{row.handle} goes from {was.state} to {row.state}"))
 
     def alive(self) -> int:
-        """How many shapes there are."""
+        """How many shapes there are that are complete."""
         return sum(row.state != ENDED for rows in self.rows.values() for row in rows.values())
 
     # ---- history
