@@ -139,6 +139,8 @@ class World:
             return "transactions are running"
         if server.slot is None:
             return "there is no slot"
+        if not self.doors:
+            return "there is no gateway"
         if server.flush < server.insert:
             return "the server has not flushed its WAL"
         for client in self.clients:
