@@ -16,6 +16,7 @@ from typing import Final
 from tests.simulation.mutation import Mutation, try_all
 
 SHAPE, APPLY, CREATION = "shapeworker/shape.py", "shapeworker/apply.py", "shapeworker/creation.py"
+START, SETTLING = "shapeworker/snapshot_start.py", "shapeworker/settling.py"
 WORKER, STREAM, SYNC = "shapeworker/main.py", "shapeworker/stream.py", "shapeworker/sync.py"
 FANOUT, FEED, GROUP = "ingester/fanout.py", "ingester/feed.py", "ingester/group.py"
 COORDINATOR, WATERMARK = "ingester/coordinator.py", "ingester/watermark.py"
@@ -50,15 +51,15 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the snapshot need not show what is unseen",
-        "shapeworker/snapshot.py",
-        "if all(start.snapshot.shows(xid) for xid in self._plan.unseen):",
+        START,
+        "if all(snapshot.shows(xid) for xid in unseen):",
         "if True:",
     ),
     Mutation(
         "a snapshot does not wait for the flush",
-        "shapeworker/snapshot.py",
-        "            self._await_flush(connection, start.filter_until)\n",
-        "",
+        START,
+        'return parse_lsn((flushed or b"0/0").decode()) >= position',
+        "return True",
     ),
     Mutation(
         "the acknowledgement is the maximum",
@@ -153,8 +154,13 @@ MUTATIONS: Final = (
         "cut = self.applied\n            if run == self._run and cut > self.durable:\n",
     ),
     Mutation("a batch of an older epoch counts", SYNC, "if run == self._run and cut", "if cut"),
-    Mutation("a new shape does not count while it settles", CREATION, "        shape.settling = True\n", ""),
-    Mutation("a new shape is not synced", CREATION, "            log_writer.sync()\n", "            pass\n"),
+    Mutation(
+        "a new shape does not count while it settles",
+        SETTLING,
+        "            item.shape.settling = True\n",
+        "            pass\n",
+    ),
+    Mutation("a new shape is not synced", SETTLING, "    item.log.sync()\n", "    pass\n"),
     Mutation(
         "a shape is fed after it has subscribed",
         CREATION,

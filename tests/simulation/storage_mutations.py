@@ -1,7 +1,8 @@
 """Does the storage simulation find what it is for? Breaks the product in one place at a time, in a copy, and looks.
 
-Not here, since nothing changes: that the size of the log is looked at (the checksum tells), and that the snapshot syncs
-header and names (the log's sync does so again before the shape is active).
+Not here, since nothing changes: that the size of the log is looked at (the checksum tells); that the snapshot syncs
+header and names (the log's sync does so again before the shape is active); that the catalog refuses to enter a shape
+that has ended (no group has one, and no tombstone overtakes a group).
 
     python -m tests.simulation.storage_mutations [--seeds 2000] [--only WORD]
 """
@@ -16,7 +17,7 @@ from tests.simulation.mutation import Mutation, try_all
 WRITER, RECOVERY = "common/shapelog/writer.py", "common/shapelog/recovery.py"
 SNAPSHOT, READER = "common/shapelog/snapshot.py", "common/shapelog/reader.py"
 PARTITION, CATALOG, ENDINGS = "shapeworker/partition.py", "shapeworker/catalog.py", "shapeworker/endings.py"
-CREATION, SYNC, LOGS = "shapeworker/creation.py", "shapeworker/sync.py", "shapeworker/logs.py"
+SETTLING, SYNC, LOGS = "shapeworker/settling.py", "shapeworker/sync.py", "shapeworker/logs.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -104,25 +105,39 @@ MUTATIONS: Final = (
         "        self.flush()\n        # Readers",
         "        # Readers",
     ),
+    Mutation("a shape is active before its log is synced", SETTLING, "    item.log.sync()\n", "    pass\n"),
     Mutation(
-        "a shape is active before its log is synced",
-        CREATION,
-        "run_in_executor(None, log_writer.sync)",
-        "run_in_executor(None, lambda: None)",
+        "a shape counts only once it is active",
+        SETTLING,
+        "            item.shape.settling = True\n",
+        "            pass\n",
     ),
-    Mutation("a shape counts only once it is active", CREATION, "        shape.settling = True\n", ""),
-    Mutation("SQLite does not wait for the disk", CATALOG, "synchronous = FULL", "synchronous = NORMAL"),
+    Mutation(
+        "SQLite does not wait for the disk",
+        CATALOG,
+        'synchronous = FULL")\n            self._db.execute("BEGIN',
+        'synchronous = NORMAL")\n            self._db.execute("BEGIN',
+    ),
+    Mutation(
+        "once many shapes were entered SQLite does not wait for the disk",
+        CATALOG,
+        'synchronous = FULL")\n        return',
+        'synchronous = NORMAL")\n        return',
+    ),
     Mutation(
         "no checkpoint at opening", CATALOG, '            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', ""
     ),
     Mutation(
         "a handle is the time",
         CATALOG,
-        'max(self._clock() // 1000, int(self._meta("last_created") or 0) + 1)',
+        "max(self._clock() // 1000, self._created + 1)",
         "self._clock() // 1000",
     ),
     Mutation(
-        "an ended shape may become active", CATALOG, "\"WHERE handle = ? AND state = 'creating'\"", '"WHERE handle = ?"'
+        "what a failed commit may have left counts",
+        CATALOG,
+        "        if handle in self._doubtful:\n",
+        "        if False:\n",
     ),
     Mutation(
         "a partition's directories are not synced", PARTITION, "        files.sync_directory(path)\n", "        pass\n"
@@ -139,7 +154,12 @@ MUTATIONS: Final = (
         "        self.retire(handle)\n        self.catalog.forget(handle)\n",
         "        self.catalog.forget(handle)\n        self.retire(handle)\n",
     ),
-    Mutation("orphans stay", PARTITION, "            if name not in known:\n", "            if False:\n"),
+    Mutation(
+        "orphans stay",
+        PARTITION,
+        "for name in files.listdir(shapes) if name not in known]",
+        "for name in files.listdir(shapes) if False]",
+    ),
     Mutation(
         "a shape in creation is taken over",
         PARTITION,
@@ -149,9 +169,9 @@ MUTATIONS: Final = (
     Mutation(
         "mark before tombstone",
         ENDINGS,
-        "            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
-        "            await self._insist(partial(partition.mark_ended, shape.handle), shape)\n"
-        "            await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
+        "        await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
+        "        await self._insist(partial(partition.mark_ended, shape.handle), shape)\n"
+        "        await self._insist(partial(partition.catalog.end, shape.handle, reason), shape)\n",
     ),
     Mutation("no mark", ENDINGS, "        await self._insist(marked, shape)\n", ""),
     Mutation("no wait for tombstones", ENDINGS, "        self._syncer.wait_for(tombstone)\n", ""),
@@ -170,10 +190,16 @@ MUTATIONS: Final = (
     ),
     Mutation("two flushes at once", SYNC, "        async with self._turn:\n", "        if True:\n"),
     Mutation(
+        "a reader who asks for the end believes the last record",
+        READER,
+        "if record is not None and record.flags & COMMIT:\n                self._end",
+        "if record is not None:\n                self._end",
+    ),
+    Mutation(
         "a reader believes the last record",
         READER,
-        "if record is not None and record.flags & COMMIT:",
-        "if record is not None:",
+        "if record is not None and record.flags & COMMIT:\n                self.count",
+        "if record is not None:\n                self.count",
     ),
 )
 
