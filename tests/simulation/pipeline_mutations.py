@@ -5,7 +5,7 @@ are not given out again once it is flushed); frames of an older epoch (a connect
 held is lost); a keepalive inside a transaction (it speaks of what was sent before); credits of an older epoch (they
 bound memory only).
 
-    python -m tests.simulation.pipeline_mutations [--seeds 500] [--only WORD]
+    python -m tests.simulation.pipeline_mutations [--seeds 1000] [--only WORD] [--look]
 """
 
 from __future__ import annotations
@@ -253,4 +253,4 @@ MUTATIONS: Final = (
 
 
 if __name__ == "__main__":
-    sys.exit(try_all(MUTATIONS, ["tests.simulation.pipeline", "--stop", "1"], seeds=500, about=__doc__))
+    sys.exit(try_all(MUTATIONS, ["tests.simulation.pipeline", "--stop", "1"], seeds=1000, about=__doc__))

@@ -4,7 +4,7 @@ Not here, since nothing changes: that the size of the log is looked at (the chec
 header and names (the log's sync does so again before the shape is active); that the catalog refuses to enter a shape
 that has ended (no group has one, and no tombstone overtakes a group).
 
-    python -m tests.simulation.storage_mutations [--seeds 2000] [--only WORD]
+    python -m tests.simulation.storage_mutations [--seeds 2000] [--only WORD] [--look]
 """
 
 from __future__ import annotations
