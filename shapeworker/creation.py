@@ -9,7 +9,6 @@ counts for the durable position *before* what it has is synced and declared acti
 from __future__ import annotations
 
 import asyncio
-import itertools
 import resource
 import sqlite3
 import time
@@ -21,7 +20,7 @@ import structlog
 
 from common.config import Settings
 from common.lsn import Offset
-from common.messages import Answer, Entered, InFrame, Refused, Subscribe, Subscribed
+from common.messages import InFrame, Subscribe
 from common.metrics import Histogram, Sample, one
 from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable
@@ -39,6 +38,7 @@ from shapeworker.endings import Endings
 from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
 from shapeworker.generated_columns import has_generated, unpublished
 from shapeworker.holdings import Holdings
+from shapeworker.joining import Joining
 from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate, invalid
 from shapeworker.settling import Settling
@@ -50,9 +50,6 @@ from shapeworker.sync import Syncer
 
 log = structlog.get_logger()
 
-SUBSCRIBE_SECONDS: Final = 45.0
-"""How long the ingester may take to publish the table."""
-
 UNFINISHED: Final = 1000
 """Shapes that may be in the making at a time; fewer where the system allows fewer descriptors."""
 
@@ -61,27 +58,6 @@ SHARE: Final = 16
 
 DISTRUSTED: Final = 10_000
 """How many requests are remembered whose filter has failed."""
-
-
-TableName = tuple[int, str, str]
-"""Oid, schema, name."""
-
-
-class _Joining:
-    """A subscription, and the shapes that wait for its answer; ``None``: it has not come in time."""
-
-    __slots__ = ("answer", "shapes", "subscribe", "timeout")
-
-    def __init__(self, subscribe: Subscribe, answer: asyncio.Future[Answer | None]) -> None:
-        self.subscribe = subscribe
-        self.answer = answer
-        self.shapes: list[Shape] = []
-        self.timeout: asyncio.TimerHandle | None = None
-
-    @property
-    def table(self) -> TableName:
-        """Which table."""
-        return self.subscribe.table, self.subscribe.schema, self.subscribe.name
 
 
 class Creator:
@@ -111,7 +87,6 @@ class Creator:
         self._endings = endings
         self._disk = disk
         self._pool = pool
-        self._subscribe = subscribe
         self._on_written = on_written
         self._on_active = on_active
         self._files = files
@@ -123,12 +98,9 @@ class Creator:
         self._remedies = Remedies()
         self._reading: dict[str, float] = {}
         self._distrusted: dict[ShapeRequest, None] = {}
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, _Joining] = {}
-        self._joining: dict[TableName, _Joining] = {}
-        self._asked: dict[TableName, _Joining] = {}
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._slots = asyncio.Semaphore(max(1, min(UNFINISHED, descriptors // SHARE)))
+        self._joining = Joining(subscribe)
         self._descriptions = Descriptions(pool)
         self._settling = Settling(settings.storage_dir, holdings, disk, files)
         self._taken = 0
@@ -158,23 +130,12 @@ class Creator:
 
     def answer(self, answer: InFrame) -> None:
         """The ingester answered a subscription, or says that the answer comes and the table's changes begin."""
-        if answer.id not in self._waiting:
-            return
-        joining = self._waiting[answer.id]
-        if isinstance(answer, Entered):
-            self._close(joining)
-        else:
-            self._answered(joining, answer)
+        self._joining.answer(answer)
 
     def subscribe_anew(self) -> None:
-        """Another ingester or a new epoch: what was asked or answered before may be lost.
-
-        It may also still come, and speak of a place in the stream that will be passed again: so all is held back.
-        """
+        """Another ingester or a new epoch: what was asked or answered before may be lost."""
         self._descriptions.forget()
-        for joining in self._waiting.values():
-            self._close(joining)
-            self._subscribe(joining.subscribe)
+        self._joining.ask_anew()
 
     def open(self) -> None:
         """To be called before any shape is made. Blocks on the disk."""
@@ -327,7 +288,7 @@ class Creator:
         assert shape.started is not None
         started = time.monotonic()
         try:
-            unseen = await self._subscribed(shape)
+            unseen = await self._joining.join(shape)
             await self._check_generated(shape)
             sink = await self._snapshot(shape, version, unseen)
             try:
@@ -359,58 +320,6 @@ class Creator:
     def _fail(self, shape: Shape, reason: str) -> None:
         if shape.life is not Life.ENDED:
             self._endings.end(shape, reason)
-
-    async def _subscribed(self, shape: Shape) -> tuple[int, ...]:
-        """Have the table published; returns the transactions that the snapshot must show.
-
-        Shapes of one table share a subscription as long as its changes have not begun: none of them has got any. Those
-        that come later wait for its answer, and share the next one.
-        """
-        table = shape.table.oid, shape.table.schema, shape.table.name
-        joining = self._joining.get(table)
-        if joining is None:
-            loop = asyncio.get_running_loop()
-            joining = self._joining[table] = _Joining(Subscribe(next(self._numbers), *table), loop.create_future())
-            joining.timeout = loop.call_later(SUBSCRIBE_SECONDS, self._answered, joining, None)
-            if table not in self._asked:
-                self._ask(joining)
-        joining.shapes.append(shape)
-        answer = await asyncio.shield(joining.answer)
-        if answer is None:
-            message = "Snapshot timed out while waiting for a table lock"
-            raise CannotCreate(503, {"message": message}, 10, known=True)
-        if isinstance(answer, Refused):
-            raise CannotCreate(answer.status, {"message": answer.reason}, answer.retry_after, known=True)
-        assert isinstance(answer, Subscribed)
-        assert shape.holds_back, "the table was entered before"
-        return answer.unseen
-
-    def _close(self, joining: _Joining) -> None:
-        """The table's changes begin, or may have begun: who is with it holds them back, who comes later is not."""
-        for shape in joining.shapes:
-            shape.holds_back = True
-        self._leave(joining)
-
-    def _ask(self, joining: _Joining) -> None:
-        self._asked[joining.table] = joining
-        self._waiting[joining.subscribe.id] = joining
-        self._subscribe(joining.subscribe)
-
-    def _answered(self, joining: _Joining, answer: Answer | None) -> None:
-        self._leave(joining)
-        self._waiting.pop(joining.subscribe.id, None)
-        if self._asked.get(joining.table) is joining:
-            del self._asked[joining.table]
-            if (following := self._joining.get(joining.table)) is not None:
-                self._ask(following)
-        if joining.timeout is not None:
-            joining.timeout.cancel()
-        if not joining.answer.done():
-            joining.answer.set_result(answer)
-
-    def _leave(self, joining: _Joining) -> None:
-        if self._joining.get(joining.table) is joining:
-            del self._joining[joining.table]
 
     async def _check_generated(self, shape: Shape) -> None:
         """That the stream has the generated columns which the shape shows or its filter reads.
