@@ -11,8 +11,8 @@ import orjson
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.web import RequestPayloadError
 
-from gateway.connection import Request
 from gateway.query_string import Value
+from gateway.request_head import Request
 from gateway.response import JSON, Answer
 
 MAX_BODY_BYTES: Final = 8_000_000

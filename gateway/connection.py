@@ -1,43 +1,34 @@
 """A client's connection: bytes in, requests one after another, bytes out (http-api.md 1).
 
-Nearly every request is one packet without a body, and clients that follow a shape together send the same bytes. Such a
-packet is parsed once for all of them; a connection gets a parser of its own when anything else comes. No connection has
-a task or a timer while its client waits or is idle: idle ones are on one wheel.
+Packets that many clients send alike are parsed once for all of them (:mod:`gateway.request_head`); a connection gets a
+parser of its own when anything else comes. No connection has a task or a timer while its client waits or is idle: idle
+ones are on one wheel.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
 from typing import Any, Final, Protocol, cast
 
 import structlog
-from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion10, StreamReader
+from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.web import RequestPayloadError
-from multidict import CIMultiDictProxy
 
+from gateway.request_head import PACKET, QUEUE, Request, make_parser, remembered, request_of, status_of
 from gateway.response import status_line
 from gateway.upgrade import HOLD, Disguise
 from gateway.wheel import Wheel
 
 log = structlog.get_logger(__name__)
 
-LINE_BYTES: Final = 10_000
-"""The longest request line, and the longest header line (http-api.md 1.2)."""
-
 BACKLOG: Final = 4_096
 """Connections that may wait to be accepted: all live clients come back at once after a change."""
-
-QUEUE: Final = 32
-"""Requests that a client may send before it has the answers to earlier ones; then it is read no further."""
 
 LINGER: Final = 2.0
 """Seconds for which what a refused client still sends is taken and dropped. The kernel answers data that nobody reads
@@ -45,84 +36,6 @@ with a reset, which can overtake the answer and even take it away again."""
 
 BODY_LINGER: Final = 10.0
 """Seconds that the rest of a body may take that nobody needs any more."""
-
-REMEMBERED: Final = 1_024
-"""Parsed requests kept; none is longer than :data:`PACKET`."""
-
-PACKET: Final = 2_048
-"""Bytes up to which a request is remembered."""
-
-_READ_BYTES: Final = 64 * 1024
-"""Bytes of a body that may wait for whoever reads it."""
-
-_PLAIN = re.compile(rb"GET [^\r\n]+ HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
-_NOT_PLAIN = re.compile(rb"\r\n(?:content-length|transfer-encoding|upgrade|expect)", re.IGNORECASE)
-
-
-class Request:
-    """The head of a request. It may be shared by all who send the same bytes, so it never changes."""
-
-    __slots__ = ("headers", "http11", "keep_alive", "method", "payload", "target")
-
-    def __init__(
-        self,
-        method: str,
-        target: str,
-        headers: CIMultiDictProxy[str],
-        version: HttpVersion,
-        keep_alive: bool,
-        payload: StreamReader | None,
-    ) -> None:
-        """``target`` as sent; ``payload`` is ``None`` where no body follows."""
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.http11 = version > HttpVersion10
-        self.keep_alive = keep_alive
-        self.payload = payload
-
-
-def _request(message: RawRequestMessage, payload: StreamReader) -> Request:
-    tunnel = message.method == "CONNECT"
-    keep_alive = not (message.should_close or tunnel or "upgrade" in message.headers)
-    body = None if tunnel or payload is EMPTY_PAYLOAD else payload
-    return Request(message.method, message.path, message.headers, message.version, keep_alive, body)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _remembered(packet: bytes) -> Request | None:
-    return _whole(packet)
-
-
-def _whole(packet: bytes) -> Request | None:
-    """The request that a packet is, if it is exactly one, valid and without a body."""
-    if _PLAIN.fullmatch(packet) is None or _NOT_PLAIN.search(packet):
-        return None
-    try:
-        messages, _, _ = _parser(None).feed_data(packet)
-    except HttpProcessingError:
-        # Whoever parses it again meets the error where it can be answered.
-        return None
-    return _request(*messages[0]) if len(messages) == 1 else None
-
-
-def _parser(protocol: BaseProtocol | None) -> HttpRequestParser:
-    return HttpRequestParser(
-        protocol,
-        asyncio.get_running_loop(),
-        _READ_BYTES,
-        max_line_size=LINE_BYTES,
-        max_field_size=LINE_BYTES,
-        payload_exception=RequestPayloadError,
-        max_msg_queue_size=QUEUE,
-    )
-
-
-def status_of(error: HttpProcessingError) -> int:
-    """The status for what is not HTTP as we take it (http-api.md 1.2)."""
-    if isinstance(error, LineTooLong):
-        return 414 if bytes(error.args[0]).startswith((b"/", b"http:", b"https:")) else 431
-    return 431 if isinstance(error, BadHttpMessage) and "headers" in str(error) else 400
 
 
 class Waiting(Protocol):
@@ -197,11 +110,11 @@ class Connection(BaseProtocol):
         if self._deaf:
             return
         if self._parser is None:
-            request = _remembered(data) if len(data) <= PACKET else None
+            request = remembered(data) if len(data) <= PACKET else None
             if request is not None:
                 self._take(request)
                 return
-            self._parser = _parser(self)
+            self._parser = make_parser(self)
             self._disguise = Disguise()
         assert self._disguise is not None
         text = self._disguise.hide(data)
@@ -233,7 +146,7 @@ class Connection(BaseProtocol):
             return
         self._stalled = len(messages) + len(self._queue or ()) >= QUEUE
         for message, payload in messages:
-            self._take(_request(message, payload))
+            self._take(request_of(message, payload))
         if self._stalled:
             if not self._buffer_paused:
                 self._pause_reading_for_buffer()

@@ -15,8 +15,9 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Any, Final
 
-from gateway.connection import Connection, Request, Waiting
+from gateway.connection import Connection, Waiting
 from gateway.measures import Traffic
+from gateway.request_head import Request
 from gateway.response import Answer, uncached
 
 EXPOSED: Final = (

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import psycopg
 
-from gateway.connection import LINE_BYTES
+from gateway.request_head import LINE_BYTES
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.fleet import Fleet
 from tests.pipeline.memory import check_peaks

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway.connection import Connection, Request
+from gateway.connection import Connection
+from gateway.request_head import Request
 from tests.pipeline.nginx import Nginx, find_nginx
 from tests.pipeline.reader import HANG_SECONDS
 from tests.unit.gateway.cluster import Cluster, cluster, entry, free_port, row, until

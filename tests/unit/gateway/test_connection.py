@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from gateway.connection import PACKET, QUEUE, Connection
+from gateway.connection import Connection
+from gateway.request_head import PACKET, QUEUE
 from tests.unit.gateway.cluster import EVENTUALLY, Cluster, Stream, cluster, entry, until
 
 HOST = "HTTP/1.1\r\nHost: h\r\n\r\n"

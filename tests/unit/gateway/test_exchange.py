@@ -8,8 +8,8 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.connection import Request
 from gateway.exchange import Exchange
+from gateway.request_head import Request
 from gateway.response import Answer
 
 
