@@ -152,7 +152,7 @@ async def test_cut_in_the_middle_of_a_snapshot(proxy: Proxy, database: str, star
                 await proxy.was_cut.wait()
             await reader.current()
         logs = "".join(stack.log_of(name) for name in stack.workers)
-        assert logs.count('reason="Database connection not available"') == 3
+        assert logs.count('reason="Database connection not available"') >= 3  # cutting may meet one that settles
         await fleet.run(1)
         await fleet.rest()
 
