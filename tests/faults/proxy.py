@@ -26,6 +26,8 @@ class Link:
         self.opening = b""
         self.writers = [client]
         self.passed: dict[Direction, int] = dict.fromkeys(BOTH, 0)
+        self.passed_before: dict[Direction, int] = dict.fromkeys(BOTH, 0)
+        """When :meth:`Proxy.cut_after` was called last."""
 
     def reset(self) -> None:
         """Break both sides with RST; bytes under way are lost."""
@@ -98,7 +100,9 @@ class Proxy:
         return len(found)
 
     def cut_after(self, count: int, direction: Direction = "to client", opening: bytes = b"") -> None:
-        """Break the next connection that has passed ``count`` bytes in this direction, in the middle of a piece."""
+        """Break the first connection that passes ``count`` bytes from now on, in the middle of a piece."""
+        for link in self._links:
+            link.passed_before.update(link.passed)
         self._limit = (direction, count, opening)
         self.was_cut.clear()
 
@@ -181,4 +185,4 @@ class Proxy:
         limited, count, opening = self._limit
         if limited != direction or opening not in link.opening:
             return None
-        return max(0, count - link.passed[direction])
+        return max(0, count - link.passed[direction] + link.passed_before[direction])

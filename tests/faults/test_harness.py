@@ -52,11 +52,11 @@ async def test_cut_resets_the_connections_that_are_meant(proxy: Proxy) -> None:
     assert await other.readexactly(2) == b"on"
 
 
-async def test_cut_after_stops_in_the_middle(proxy: Proxy) -> None:
-    reader, writer = await _connect(proxy)
+async def test_cut_after_counts_from_now_on_and_stops_in_the_middle(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy, b"longer than the limit")
     proxy.cut_after(7)
     writer.write(b"0123456789")
-    assert await reader.readexactly(2) == b"01"
+    assert await reader.readexactly(7) == b"0123456"
     with pytest.raises(ConnectionResetError):
         await reader.read()
     assert proxy.was_cut.is_set()
