@@ -203,7 +203,8 @@ class Connection(BaseProtocol):
         self._task = None
         if self.transport is None:
             return
-        if not stay:
+        if not stay or self._server.draining:
+            # The head of a stream was sent long before: it could not say so.
             # Who is deaf already lingers, and closes after that.
             if not self._deaf:
                 self._deaf = True

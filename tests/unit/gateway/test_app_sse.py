@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -460,6 +461,11 @@ async def test_a_gateway_that_stops_ends_streams_cleanly() -> None:
         shape = world.worker.shape()
         streams = [await opened(world, shape, "0_inf") for _ in range(3)]
         await waiting(world, 3)
-        await world.gateway.stop()
+        stopping = asyncio.create_task(world.gateway.stop())
         for events in streams:
             assert await events.next() is None
+            # Else a client would come back on the same connection, and again, to streams that end at once.
+            events.stream.writer.write(b"GET /v1/health HTTP/1.1\r\nhost: galvanic\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert await events.stream.reader.read() == b""
+        await stopping
