@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from common.shapelog.examination import look
-from common.shapelog.files import REAL, Files
+from common.shapelog.files import REAL, Files, write_back
 from common.shapelog.layout import DamagedLog
 from common.shapelog.writer import LogWriter
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Life, Shape
-from shapeworker.sync import sync_file_system
 
 LIMIT: Final = 2000
 """Open logs, of two descriptors each; fewer where the system allows fewer descriptors."""
@@ -103,7 +102,7 @@ class OpenLogs:
         that it can be closed. This stops the loop for as long as the disk takes."""
         if self._files is REAL:
             # At once what the syncs below would do one by one, many times slower.
-            sync_file_system(directory)
+            write_back(directory)
         for shape in self._open.values():
             # What the sync's thread is at will be clean by itself, and the loop need not wait for it.
             if shape.log is not None and not shape.log.syncing:

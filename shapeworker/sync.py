@@ -8,9 +8,6 @@ tombstone is (INV-32).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.metrics import Histogram
+from common.shapelog.files import write_back
 
 INTERVAL = 0.1
 """Seconds between two batches at least: for so long a commit waits before its sync starts, as a rule."""
@@ -30,8 +28,6 @@ LONGEST: Final = 1.0
 
 MANY = 64
 """From so many dirty logs on, one syncfs of the whole file system is cheaper than an fdatasync of each."""
-
-_syncfs = ctypes.CDLL(None, use_errno=True).syncfs if hasattr(ctypes.CDLL(None), "syncfs") else None
 
 
 class Log(Protocol):
@@ -157,7 +153,7 @@ class Syncer:
         if len(batch) >= MANY:
             # What it has written the syncs below find clean; what it could not, they report.
             self._syncing = None, time.monotonic()
-            sync_file_system(self._storage)
+            write_back(self._storage)
         failures = []
         for log in batch:
             self._syncing = log, time.monotonic()
@@ -169,18 +165,3 @@ class Syncer:
                 # Closed meanwhile: its shape has ended, or its partition has another owner, who syncs it anew.
                 continue
         return failures
-
-
-def sync_file_system(directory: Path) -> None:
-    """Write to the disk what is dirty in the file system of this directory, where the system can do that at once."""
-    if _syncfs is not None:
-        with contextlib.closing(_Directory(directory)) as opened:
-            _syncfs(opened.fd)
-
-
-class _Directory:
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def close(self) -> None:
-        os.close(self.fd)

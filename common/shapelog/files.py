@@ -89,9 +89,15 @@ def _size(fd: int, /) -> int:
 
 
 def _sync_directory(path: Path, /) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(path) as fd:
         os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
@@ -106,11 +112,12 @@ def _tells_of_failures(release: str) -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 8)
 
 
-_HAS_SYNCFS: Final = hasattr(_libc, "syncfs") and _tells_of_failures(os.uname().release)
+_HAS_SYNCFS: Final = hasattr(_libc, "syncfs")
+_SYNCFS_TELLS: Final = _HAS_SYNCFS and _tells_of_failures(os.uname().release)
 
 
 def _sync_file_system(path: Path, /) -> None:
-    if not _HAS_SYNCFS:
+    if not _SYNCFS_TELLS:
         raise NotImplementedError("syncfs of Linux 5.8")
     fd = _roots.get(path)
     if fd is None:
@@ -119,6 +126,17 @@ def _sync_file_system(path: Path, /) -> None:
     if _libc.syncfs(fd):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
+
+
+def write_back(directory: Path) -> None:
+    """Wait until all that is dirty in the file system of this directory has been written, where the system can do that.
+
+    Promises nothing and tells of no failure; but the syncs of single files that come after it are cheap, and tell. What
+    :meth:`Files.sync_file_system` has to report stays unreported, since that has a descriptor of its own.
+    """
+    if _HAS_SYNCFS:
+        with contextlib.suppress(OSError), _opened(directory) as fd:
+            _libc.syncfs(fd)
 
 
 def _mkdir(path: Path, /) -> None:
