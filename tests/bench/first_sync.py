@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ from tests.bench.latency import Latencies
 from tests.bench.limits import Files
 from tests.bench.reading import end_of, sync, whole
 from tests.bench.site import Target
-from tests.bench.usage import RESOLUTION, Meter, Usage
+from tests.bench.usage import RESOLUTION, Processes, Usage
 
 _ROWS: Final = 200_000
 _CLIENTS: Final = 500
@@ -59,12 +59,10 @@ class _Large:
 
     async def _fetched(self, files: Files, parse: bool) -> tuple[float, Usage]:
         targets = [f"/{number}" for number in range(files.count)]
-        async with self._target.load("fetch", files.url, targets=targets, parse=parse) as load:
-            await load.hear()
-            meter = Meter({"nginx": lambda: files.worker, "load": lambda: load.pid})
-            load.say(go=True)
-            answer = await load.hear()
-            return answer["bytes"] / 1e6 / answer["seconds"], meter.read()
+        answer, used = await self._target.measured(
+            "fetch", beside=files.processes, url=files.url, targets=targets, parse=parse
+        )
+        return answer["bytes"] / 1e6 / answer["seconds"], used
 
 
 @contextlib.asynccontextmanager
@@ -106,12 +104,10 @@ class _Crowd:
             return None
         # As many requests for the same bytes, by as many connections.
         targets = [f"/{number}" for _ in range(self._clients) for number in range(files.count)]
-        async with self._target.load("requests", files.url, targets=targets, connections=self._clients) as load:
-            await load.hear()
-            meter = Meter({"nginx": lambda: files.worker})
-            load.say(go=True)
-            answer = await load.hear()
-        return Sample({"clients/s": self._clients / answer["seconds"]}, self._clients, meter.read())
+        answer, used = await self._target.measured(
+            "requests", beside=files.processes, url=files.url, targets=targets, connections=self._clients
+        )
+        return Sample({"clients/s": self._clients / answer["seconds"]}, self._clients, used)
 
 
 @contextlib.asynccontextmanager
@@ -133,15 +129,13 @@ class _Small:
         self._seconds = seconds
 
     async def run(self) -> Sample:
-        processes = self._target.processes
-        sample = await self._measured(self._target.url, self._path, dict(processes))
-        return self._told(sample, "gateway")
+        return self._told(await self._measured(self._target.url, self._path, self._target.processes), "gateway")
 
     async def limit(self) -> Sample | None:
         files = self._files
         if files is None:
             return None
-        return self._told(await self._measured(files.url, "/0", {"nginx": lambda: files.worker}), "nginx")
+        return self._told(await self._measured(files.url, "/0", files.processes), "nginx")
 
     def _told(self, sample: Sample, process: str) -> Sample:
         core = sample.used.cpu.get(process)
@@ -150,15 +144,11 @@ class _Small:
             values["requests/s of a core"] = sample.items / max(core, RESOLUTION)
         return Sample(values, sample.items, sample.used, sample.latencies)
 
-    async def _measured(self, url: str, path: str, processes: dict[str, Callable[[], int]]) -> Sample:
-        async with self._target.load(
-            "requests", url, targets=[path], connections=_SMALL_CONNECTIONS, seconds=self._seconds
-        ) as load:
-            await load.hear()
-            meter = Meter({**processes, "load": lambda: load.pid})
-            load.say(go=True)
-            answer = await load.hear()
-            used = meter.read()
+    async def _measured(self, url: str, path: str, processes: Processes) -> Sample:
+        connections, seconds = _SMALL_CONNECTIONS, self._seconds
+        answer, used = await self._target.measured(
+            "requests", beside=processes, url=url, targets=[path], connections=connections, seconds=seconds
+        )
         latencies = Latencies(answer["latencies"])
         values = {"requests/s": answer["requests"] / answer["seconds"], "p99 ms": latencies.ms(99)}
         return Sample(values, answer["requests"], used, latencies)

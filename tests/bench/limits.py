@@ -20,26 +20,15 @@ import psycopg
 from common.process import dying_with_this_process
 from deploy.postgres_binaries import find_binaries, server_account
 from tests.bench.program import BenchError, Program
-from tests.bench.usage import Usage
-from tests.pipeline.nginx import find_nginx
+from tests.bench.usage import Processes, Usage
+from tests.pipeline import nginx
 
 PUBLICATION: Final = "bench_limit"
 
 _START_SECONDS: Final = 60.0
 _PIECE: Final = 1 << 20
 
-_NGINX: Final = """
-daemon off;
-worker_processes 1;
-pid {directory}/pid;
-error_log {directory}/error.log warn;
-events {{ worker_connections 16384; }}
-http {{
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+_HTTP: Final = """
     access_log off;
     sendfile on;
     tcp_nopush on;
@@ -49,7 +38,6 @@ http {{
         listen 127.0.0.1:{port} backlog=4096;
         root {directory}/files;
     }}
-}}
 """
 
 
@@ -168,8 +156,8 @@ class Files:
 
     def __init__(self, url: str, worker: int, count: int) -> None:
         self.url = url
-        self.worker = worker
-        """The process id of its worker."""
+        self.processes: Processes = {"nginx": lambda: worker}
+        """Its worker; all the work is done there."""
         self.count = count
         """How many files there are."""
 
@@ -177,7 +165,7 @@ class Files:
 @contextlib.contextmanager
 def nginx_files(bodies: Sequence[bytes]) -> Iterator[Files | None]:
     """None where nginx is not installed."""
-    executable = find_nginx()
+    executable = nginx.find_nginx()
     if executable is None:
         yield None
         return
@@ -197,20 +185,7 @@ def _nginx(executable: str, directory: Path, count: int) -> Iterator[Files]:
     from tests.pipeline.stack import free_port
 
     port = free_port()
-    (directory / "nginx.conf").write_text(_NGINX.format(directory=directory, port=port))
-    account = server_account()
-    if not account.is_own:
-        for path in (directory, *directory.rglob("*")):
-            os.chown(path, account.uid, account.gid)
-    process = subprocess.Popen(
-        [executable, "-p", str(directory), "-c", "nginx.conf", "-e", f"{directory}/error.log"],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=dying_with_this_process(signal.SIGTERM),
-        user=None if account.is_own else account.uid,
-        group=None if account.is_own else account.gid,
-        extra_groups=None if account.is_own else [],
-    )
+    process = nginx.start(executable, directory, _HTTP.format(directory=directory, port=port), connections=16_384)
     try:
         deadline = time.monotonic() + _START_SECONDS
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

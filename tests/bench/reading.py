@@ -8,17 +8,12 @@ from tests.bench.case import Sample
 from tests.bench.client import Client
 from tests.bench.latency import Latencies
 from tests.bench.site import Target
-from tests.bench.usage import Meter
 
 
 async def sync(target: Target, query: str, clients: int = 1, parse: bool = True) -> tuple[Sample, dict[str, float]]:
     """So many clients read a shape: what it took, and what came (``seconds``, ``rows``, ``bytes``)."""
-    async with target.load("sync", queries=[query], clients=clients, parse=parse) as load:
-        await load.hear()
-        meter = Meter({**target.processes, "load": lambda: load.pid})
-        load.say(go=True)
-        answer = await load.hear()
-        return Sample({}, 0, meter.read(), Latencies(answer["latencies"])), answer
+    answer, used = await target.measured("sync", queries=[query], clients=clients, parse=parse)
+    return Sample({}, 0, used, Latencies(answer["latencies"])), answer
 
 
 def client_of(target: Target) -> Client:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import psycopg
@@ -17,7 +17,7 @@ from tests.bench.latency import Latencies
 from tests.bench.limits import Files
 from tests.bench.reading import client_of, end_of
 from tests.bench.site import Target
-from tests.bench.usage import Meter
+from tests.bench.usage import Processes
 
 _NOTE_BYTES: Final = 8_000
 """Of a row; few and long rows make a log of this size in less time."""
@@ -40,24 +40,20 @@ class _Replay:
         self._seconds = seconds
 
     async def run(self) -> Sample:
-        return await self._measured(self._target.url, self._paths, dict(self._target.processes))
+        return await self._measured(self._target.url, self._paths, self._target.processes)
 
     async def limit(self) -> Sample | None:
         files = self._files
         if files is None:
             return None
         paths = [f"/{number}" for number in range(files.count)]
-        return await self._measured(files.url, paths, {"nginx": lambda: files.worker})
+        return await self._measured(files.url, paths, files.processes)
 
-    async def _measured(self, url: str, paths: Sequence[str], processes: dict[str, Callable[[], int]]) -> Sample:
-        async with self._target.load(
-            "requests", url, targets=list(paths), connections=self._connections, seconds=self._seconds
-        ) as load:
-            await load.hear()
-            meter = Meter({**processes, "load": lambda: load.pid})
-            load.say(go=True)
-            answer = await load.hear()
-            used = meter.read()
+    async def _measured(self, url: str, paths: Sequence[str], processes: Processes) -> Sample:
+        connections, seconds = self._connections, self._seconds
+        answer, used = await self._target.measured(
+            "requests", beside=processes, url=url, targets=list(paths), connections=connections, seconds=seconds
+        )
         firsts = Latencies(answer["firsts"])
         megabytes = answer["bytes"] / 1e6
         values = {"MB/s": megabytes / answer["seconds"], "first byte p50 ms": firsts.ms(50)}

@@ -54,12 +54,7 @@ class _Creation:
     async def run(self) -> Sample:
         clauses = [quote(f"org = {number} AND id > -{next(self._numbers)}") for number in range(self._count)]
         targets = [f"/v1/shape?table={self._table}&where={clause}&offset=-1" for clause in clauses]
-        async with self._target.load("requests", targets=targets, connections=_AT_A_TIME) as load:
-            await load.hear()
-            meter = Meter({**self._target.processes, "load": lambda: load.pid})
-            load.say(go=True)
-            answer = await load.hear()
-            used = meter.read()
+        answer, used = await self._target.measured("requests", targets=targets, connections=_AT_A_TIME)
         latencies = Latencies(answer["latencies"])
         values = {"shapes/s": self._count / answer["seconds"], "p99 ms": latencies.ms(99)}
         return Sample(values, self._count, used, latencies)

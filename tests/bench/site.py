@@ -18,7 +18,7 @@ from deploy.embedded_postgres import EmbeddedPostgres
 from tests.bench import rows
 from tests.bench.limits import drop_slot
 from tests.bench.program import Program
-from tests.bench.usage import POSTGRES, Processes
+from tests.bench.usage import POSTGRES, Meter, Processes, Usage
 from tests.pipeline.stack import Stack
 
 _SETTINGS: Final = {
@@ -84,6 +84,18 @@ class Target:
     ) -> contextlib.AbstractAsyncContextManager[Program]:
         """The load generator with one of its scenarios, against this server or another URL."""
         return Program.started("tests.bench.load", scenario=scenario, url=url or self.url, **order)
+
+    async def measured(
+        self, scenario: str, *, beside: Processes | None = None, url: str | None = None, **order: Any
+    ) -> tuple[dict[str, Any], Usage]:
+        """What the load generator answers when it has done a scenario that starts at one word, and what that took: the
+        processes of this server, or those ``beside`` the load at another URL, and the load itself."""
+        async with self.load(scenario, url, **order) as load:
+            await load.hear()
+            meter = Meter({**(self.processes if beside is None else beside), "load": lambda: load.pid})
+            load.say(go=True)
+            answer = await load.hear()
+            return answer, meter.read()
 
 
 class Site:

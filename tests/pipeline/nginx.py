@@ -1,4 +1,4 @@
-"""nginx with the configuration that operators get, on free ports and in a directory of its own, without root."""
+"""nginx without root, in a directory of its own: with the configuration that operators get, or with any other."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "galvani
 
 _START_SECONDS = 60.0
 
-_MAIN = """
+_MAIN: Final = """
 daemon off;
 worker_processes 1;
 pid {directory}/pid;
 error_log {directory}/error.log warn;
-events {{ worker_connections 2048; }}
+events {{ worker_connections {connections}; }}
 http {{
     client_body_temp_path {directory}/body;
     proxy_temp_path {directory}/proxy;
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
-    include {directory}/galvanic.conf;
+    {http}
 }}
 """
 
@@ -41,6 +41,27 @@ http {{
 def find_nginx() -> str | None:
     """The program, of the Debian package `nginx`."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def start(program: str, directory: Path, http: str, connections: int = 2048) -> subprocess.Popen[bytes]:
+    """The program with one worker that holds so many connections, and with ``http`` in its block of that name.
+
+    All that lies in the directory becomes its account's; what it complains about is in ``error.log`` there.
+    """
+    (directory / "nginx.conf").write_text(_MAIN.format(directory=directory, connections=connections, http=http))
+    account = server_account()
+    if not account.is_own:
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, account.uid, account.gid)
+    return subprocess.Popen(
+        [program, "-p", str(directory), "-c", "nginx.conf", "-e", f"{directory}/error.log"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=dying_with_this_process(signal.SIGTERM),
+        user=None if account.is_own else account.uid,
+        group=None if account.is_own else account.gid,
+        extra_groups=None if account.is_own else [],
+    )
 
 
 class Nginx:
@@ -65,7 +86,6 @@ class Nginx:
                 },
             )
         )
-        (self._directory / "nginx.conf").write_text(_MAIN.format(directory=self._directory))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,18 +105,7 @@ class Nginx:
         return (self._directory / "access.log").read_text(errors="replace")
 
     def __enter__(self) -> Self:
-        account = server_account()
-        if not account.is_own:
-            for path in (self._directory, *self._directory.iterdir()):
-                os.chown(path, account.uid, account.gid)
-        self._process = subprocess.Popen(
-            [self._program, "-p", str(self._directory), "-c", "nginx.conf", "-e", f"{self._directory}/error.log"],
-            stdin=subprocess.DEVNULL,
-            preexec_fn=dying_with_this_process(signal.SIGTERM),
-            user=None if account.is_own else account.uid,
-            group=None if account.is_own else account.gid,
-            extra_groups=None if account.is_own else [],
-        )
+        self._process = start(self._program, self._directory, f"include {self._directory}/galvanic.conf;")
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
