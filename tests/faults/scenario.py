@@ -39,13 +39,7 @@ async def under_load(
     """
     workload = Workload(url, seed, writers=writers, faults=faults)
     async with Fleet(stack, workload, monotone_lsn=monotone_lsn) as fleet:
-        workload.start()
-        fleet.add_every_kind()
-        await fleet.current()
-        # Snapshots that were read completely are made durable within moments; from then on nothing may end a shape.
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.established()
         mixing = asyncio.create_task(_mix(workload, rows, faults))
         try:
             yield fleet

@@ -54,12 +54,7 @@ async def service(database: str, seed: int, stack: Stack) -> AsyncIterator[Servi
         workload = Workload(database, seed, writers=2)
         fleet = Fleet(stack, workload, monotone_lsn=False, url=f"http://127.0.0.1:{proxy.port}")
         async with fleet:
-            workload.start()
-            fleet.add_every_kind()
-            await fleet.current()
-            await fleet.run(1)
-            for reader in fleet.readers:
-                reader.protected = True
+            await fleet.established()
             yield Service(proxy, fleet)
 
 

@@ -38,12 +38,7 @@ async def _stop_worker(database: str, start_stack: StartStack, seed: int, second
     stack = await start_stack(database, workers=2)
     workload = Workload(database, seed, writers=3)
     async with Fleet(stack, workload) as fleet:
-        workload.start()
-        fleet.add_every_kind()
-        await fleet.current()
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.established()
         owners = await stack.wait_balanced()
         others = [reader for reader in fleet.readers if reader.table == "items" and _owner(reader, owners) != "w01"]
         stack.pause("w01")
@@ -92,12 +87,7 @@ async def test_gateway_and_ingester(private_server: EmbeddedPostgres, start_stac
     stack = await start_stack(url, workers=2)
     workload = Workload(url, seed, writers=2)
     async with Fleet(stack, workload, monotone_lsn=False) as fleet:
-        workload.start()
-        fleet.add_every_kind()
-        await fleet.current()
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.established()
         stack.pause("g0")
         before = await confirmed_flush(url)
         await fleet.run(5)

@@ -87,6 +87,20 @@ class Fleet:
             self.add("bulk"),
         ]
 
+    async def established(self) -> None:
+        """Starts the workload and readers of every kind, and waits as :meth:`complete` does."""
+        self.workload.start()
+        self.add_every_kind()
+        await self.complete()
+
+    async def complete(self) -> None:
+        """Waits until all readers' shapes are complete; nothing may end one of them from then on."""
+        await self.current()
+        # Snapshots that were read completely are made durable within moments.
+        await self.run(1)
+        for reader in self.readers:
+            reader.protected = True
+
     async def run(self, seconds: float) -> None:
         """Lets things happen for `seconds` × GALVANIC_TEST_SCALE; raises as soon as anything has failed."""
         end = asyncio.get_running_loop().time() + seconds * SCALE

@@ -31,11 +31,7 @@ async def test_small_chunks_and_kills(database: str, start_stack: StartStack, se
             for table in ("bulk", "items", "pairs"):
                 fleet.add(table, events=events)
         fleet.add("bulk", columns=["id", "batch"], replica="full", events=True)
-        await fleet.current()
-        # Snapshots that were read completely are made durable within moments; from then on nothing may end a shape.
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.complete()
         workload.start()
         for victims in (["w00", "w01"], ["ingester"]):
             large = asyncio.create_task(workload.large(3_000))

@@ -47,12 +47,7 @@ async def test_worker_lost_for_good(database: str, start_stack: StartStack, seed
     stack = await start_stack(database, workers=3)
     workload = Workload(database, seed, writers=3)
     async with Fleet(stack, workload, monotone_lsn=False) as fleet:
-        workload.start()
-        fleet.add_every_kind()
-        await fleet.current()
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.established()
         stack.lose("w01")
         fleet.add("late_2")
         after = await stack.wait_balanced()
