@@ -1,8 +1,6 @@
-"""By what a row finds a clause: the access paths of a typed expression (where-and-subqueries.md 12.2).
+"""From a typed expression to its cover: by which :mod:`paths` a row finds a clause (where-and-subqueries.md 12.2).
 
-A cover of a clause is a list of paths such that each row for which the clause is true matches one of them. It is exact
-if the clause is true for no other row; otherwise the clause's predicate decides about the rows that match. A clause
-without a cover has to look at every row.
+A clause without a cover has to look at every row.
 
 The same rules also work before the values of parameters are known: then a path has :class:`Later` in the place of a
 key, and :mod:`plans` puts the values in, clause by clause.
@@ -10,116 +8,33 @@ key, and :mod:`plans` puts the values in, clause by clause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
+from shapeworker.routing.junctions import junction
+from shapeworker.routing.paths import (
+    MAX_INFIX,
+    NOTHING,
+    Bound,
+    Contains,
+    ContainsAll,
+    Cover,
+    Equal,
+    Field,
+    Infix,
+    Later,
+    Pattern,
+    Prefix,
+    Undecided,
+)
 from shapeworker.where import tree
 from shapeworker.where.arrays import Array
-from shapeworker.where.compile import is_constant, same_texts, unlabelled
 from shapeworker.where.texts import lower
-from shapeworker.where.types import STRINGS, Type
+from shapeworker.where.tree import is_constant, unlabelled
+from shapeworker.where.types import STRINGS, Type, same_texts
 
 MAX_PATHS: Final = 20_000
 """A clause with more of them is not worth its place in the indexes."""
-
-
-MAX_INFIX: Final = 12
-"""Characters of a text that a value is searched for. It bounds how many of the texts can end at one place of it, one
-being the end of another, and so the time and memory that a value can take whoever chose the texts.
-"""
-
-
-class Field(msgspec.Struct, frozen=True):
-    """A column as an index sees it: its place in the row, and what reads its key from a text that is not NULL.
-
-    Without a reader the text itself is the key.
-    """
-
-    position: int
-    read: Callable[[bytes], Any] | None
-
-
-class Later(msgspec.Struct, frozen=True):
-    """The key that a parameter will give: its value, by ``prepare`` if there is one. A parameter is never NULL."""
-
-    number: int
-    prepare: Callable[[Any], Any] | None
-
-
-class Undecided(Exception):
-    """What a cover looks like depends on the values of parameters."""
-
-
-class Equal(msgspec.Struct, frozen=True):
-    """The columns have these keys; None is NULL. And the row matches ``then``, if there is one, which is no Equal."""
-
-    fields: tuple[Field, ...]
-    keys: tuple[Any, ...]
-    then: Path | None = None
-
-
-class Contains(msgspec.Struct, frozen=True):
-    """The array in a column has all these elements, by their keys; there is at least one."""
-
-    field: Field
-    elements: frozenset[Any]
-
-
-class Bound(msgspec.Struct, frozen=True):
-    """The column's key compares so with ``key``: ``<``, ``<=``, ``>`` or ``>=``."""
-
-    field: Field
-    operator: str
-    key: Any
-
-
-class Between(msgspec.Struct, frozen=True):
-    """The column's key is a number from ``low`` to ``high``; only finite ones."""
-
-    field: Field
-    low: float
-    high: float
-
-
-class Prefix(msgspec.Struct, frozen=True):
-    """The column's text begins with this; both in lower case if its field reads so."""
-
-    field: Field
-    text: str
-
-
-class Infix(msgspec.Struct, frozen=True):
-    """The column's text has this in it, which is no longer than MAX_INFIX; both in lower case if its field reads so."""
-
-    field: Field
-    text: str
-
-
-class Pattern(msgspec.Struct, frozen=True):
-    """A Prefix or an Infix, as soon as the pattern is known. Not in the cover of a clause."""
-
-    field: Field
-    role: str
-    pattern: Later
-
-
-class ContainsAll(msgspec.Struct, frozen=True):
-    """A Contains, as soon as the array is known. Not in the cover of a clause."""
-
-    field: Field
-    elements: Later
-
-
-Path = Equal | Contains | Bound | Between | Prefix | Infix | Pattern | ContainsAll
-
-
-class Cover(msgspec.Struct, frozen=True):
-    """Paths of which each row in question matches one, and whether only those rows do."""
-
-    paths: tuple[Path, ...]
-    exact: bool
 
 
 def cover(expression: tree.Expression) -> Cover | None:
@@ -133,13 +48,12 @@ def cover(expression: tree.Expression) -> Cover | None:
 
 _INVERSE: Final = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "<>": "="}
 _SWAPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "="}
-_NOTHING: Final = Cover((), True)
 
 
 def _true(node: tree.Expression) -> Cover | None:
     match node:
         case tree.Constant():
-            return None if node.value else _NOTHING
+            return None if node.value else NOTHING
         case _ if is_constant(node):
             raise Undecided
         case tree.ColumnRef():
@@ -147,7 +61,7 @@ def _true(node: tree.Expression) -> Cover | None:
         case tree.Not():
             return _false(node.item)
         case tree.Junction():
-            return _junction(node.connective, [_true(item) for item in node.items])
+            return junction(node.connective, [_true(item) for item in node.items])
         case tree.IsNull():
             return _equal(node.item, None) if isinstance(node.item, tree.ColumnRef) else None
         case tree.Is():
@@ -164,7 +78,7 @@ def _true(node: tree.Expression) -> Cover | None:
 def _false(node: tree.Expression) -> Cover | None:
     match node:
         case tree.Constant():
-            return None if node.value is False else _NOTHING
+            return None if node.value is False else NOTHING
         case _ if is_constant(node):
             raise Undecided
         case tree.ColumnRef():
@@ -172,10 +86,10 @@ def _false(node: tree.Expression) -> Cover | None:
         case tree.Not():
             return _true(node.item)
         case tree.Junction():
-            return _junction({"and": "or", "or": "and"}[node.connective], [_false(item) for item in node.items])
+            return junction({"and": "or", "or": "and"}[node.connective], [_false(item) for item in node.items])
         case tree.Is() if node.test is not None and isinstance(node.item, tree.ColumnRef):
             other = _equal(node.item, b"f" if node.test else b"t")
-            return _junction("or", [other, _equal(node.item, None)])
+            return junction("or", [other, _equal(node.item, None)])
         case tree.IsDistinct():
             left, right = unlabelled(node.left), node.right
             if isinstance(left, tree.ColumnRef) and is_constant(right):
@@ -185,128 +99,7 @@ def _false(node: tree.Expression) -> Cover | None:
     return None
 
 
-def _junction(connective: str, covers: list[Cover | None]) -> Cover | None:
-    if connective == "or":
-        paths: list[Path] = []
-        for found in covers:
-            if found is None:
-                return None
-            paths += found.paths
-        return Cover(tuple(dict.fromkeys(paths)), all(found.exact for found in covers if found))
-    present = [found for found in covers if found is not None]
-    # In AND, each cover is one of the whole; several of one kind can be joined to a narrower one.
-    candidates = [*_composite(present), *_intervals(present), *present]
-    best = min(candidates, key=_rank, default=None)
-    if best is None or not best.paths:
-        return best
-    equal = min(filter(_is_equality, candidates), key=_rank, default=None)
-    other = min(filter(_is_other, candidates), key=_rank, default=None)
-    if equal is None or other is None:
-        return Cover(best.paths, best.exact and _says_all(best, None, covers))
-    (then,) = other.paths
-    narrowed = tuple(Equal(path.fields, path.keys, then) for path in equal.paths if isinstance(path, Equal))
-    return Cover(narrowed, equal.exact and other.exact and _says_all(equal, other, covers))
-
-
-def _is_equality(found: Cover) -> bool:
-    return all(isinstance(path, Equal) and path.then is None for path in found.paths)
-
-
-def _is_other(found: Cover) -> bool:
-    return len(found.paths) == 1 and not isinstance(found.paths[0], Equal)
-
-
-def _composite(covers: list[Cover]) -> Iterator[Cover]:
-    keys: dict[Field, Any] = {}
-    for found in covers:
-        if _is_equality(found) and len(found.paths) == 1:
-            (path,) = found.paths
-            assert isinstance(path, Equal)
-            for field, key in zip(path.fields, path.keys, strict=True):
-                keys.setdefault(field, key)
-    if len(keys) > 1:
-        # In a fixed order, so that equal sets of columns share an index.
-        fields = sorted(keys, key=lambda field: field.position)
-        yield Cover((Equal(tuple(fields), tuple(keys[field] for field in fields)),), True)
-
-
-def _says_all(chosen: Cover, then: Cover | None, covers: list[Cover | None]) -> bool:
-    """Whether every operand of an AND is true for rows that match the chosen ones, which are exact."""
-    return all(found is not None and (found in (chosen, then) or _is_part(found, chosen)) for found in covers)
-
-
-def _is_part(found: Cover, chosen: Cover) -> bool:
-    """Whether an operand is an equality that all chosen paths have, too."""
-    if not found.exact or len(found.paths) != 1:
-        return False
-    (path,) = found.paths
-    if not isinstance(path, Equal) or path.then is not None:
-        return False
-    wanted = set(zip(path.fields, path.keys, strict=True))
-    return all(isinstance(p, Equal) and wanted <= set(zip(p.fields, p.keys, strict=True)) for p in chosen.paths)
-
-
-def _intervals(covers: list[Cover]) -> Iterator[Cover]:
-    lows: dict[Field, Any] = {}
-    highs: dict[Field, Any] = {}
-    for found in covers:
-        if len(found.paths) == 1 and isinstance(path := found.paths[0], Bound):
-            (lows if path.operator in (">", ">=") else highs).setdefault(path.field, path.key)
-    for field in lows.keys() & highs.keys():
-        if isinstance(lows[field], Later) or isinstance(highs[field], Later):
-            if field.read is not None:
-                yield Cover((Between(field, lows[field], highs[field]),), False)
-        elif (joined := between(field, lows[field], highs[field])) is not None:
-            yield joined
-
-
-def between(field: Field, low_key: Any, high_key: Any) -> Cover | None:
-    """What two bounds make together; None if they are not finite numbers."""
-    low, high = number(low_key), number(high_key)
-    if low is None or high is None:
-        return None
-    return Cover((Between(field, low, high),), False) if low <= high else _NOTHING
-
-
-def number(key: Any) -> float | None:
-    """A key as a finite number, in the keys' order; None if it is none."""
-    if isinstance(key, bytes | str | tuple):
-        return None
-    try:
-        value = float(key)
-    except OverflowError:
-        return None
-    return value if abs(value) < float("inf") else None
-
-
-def _rank(found: Cover) -> tuple[int, int]:
-    if not found.paths:
-        return 0, 0
-
-    def kind(path: Path) -> int:
-        match path:
-            case Equal():
-                # To be NULL or a truth says little about a row.
-                few = all(key in (None, b"t", b"f") for key in path.keys)
-                return 7 if few else 1 if len(path.fields) > 1 else 2
-            case Contains() | ContainsAll():
-                return 3
-            case Prefix() | Pattern():
-                return 4
-            case Between():
-                return 5
-            case Infix():
-                return 6
-        return 8
-
-    return max(map(kind, found.paths)), len(found.paths)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# single tests
-
-
-def raw_field(column: tree.ColumnRef) -> Field:
+def _raw_field(column: tree.ColumnRef) -> Field:
     """A column whose text is its key."""
     return Field(column.position, None)
 
@@ -330,7 +123,7 @@ def _reader(type_: Type, key: Callable[[Any], Any] | None) -> Callable[[bytes], 
 
 def _equal(column: tree.Expression, text: bytes | Later | None) -> Cover:
     assert isinstance(column, tree.ColumnRef)
-    return Cover((Equal((raw_field(column),), (text,)),), True)
+    return Cover((Equal((_raw_field(column),), (text,)),), True)
 
 
 def _decided(node: tree.Expression) -> tree.Expression:
@@ -374,8 +167,8 @@ def _quantified(node: tree.Quantified) -> Cover | None:
     left, array = unlabelled(node.left), unlabelled(node.array)
     if isinstance(left, tree.ColumnRef) and is_constant(array):
         if _is_null(array):
-            return _NOTHING
-        return _junction("or", [_equality(left, item) for item in _elements(array) if not _is_null(item)])
+            return NOTHING
+        return junction("or", [_equality(left, item) for item in _elements(array) if not _is_null(item)])
     if is_constant(left) and isinstance(array, tree.ColumnRef) and left.type is array.type.element:
         return _contains(array, [_decided(left)])
     return None
@@ -396,7 +189,7 @@ def _contains(column: tree.ColumnRef, elements: list[tree.Expression]) -> Cover 
     element = column.type.element
     assert element is not None
     if any(map(_is_null, elements)):
-        return _NOTHING
+        return NOTHING
     if not elements or element.is_enum:
         return None
     wanted = frozenset(_key(item, element.key) for item in elements)
@@ -453,7 +246,7 @@ def _comparison(node: tree.Apply, role: str) -> Cover | None:
     if role == "=":
         return _equality(left, constant)
     if same_texts(left.type, right.type) and left.type.raw_order and right.type.raw_order:
-        return Cover((Bound(raw_field(left), role, _key(constant, right.type.raw)),), True)
+        return Cover((Bound(_raw_field(left), role, _key(constant, right.type.raw)),), True)
     # Labels of an enum that are newer than the shape have no place in its order.
     if left.type is not right.type or left.type.is_enum or left.type.is_array:
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shapeworker.routing.access import Contains, Field
 from shapeworker.routing.buckets import Clause
+from shapeworker.routing.paths import Contains, Field
 
 
 class ContainsIndex:

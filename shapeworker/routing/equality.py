@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from shapeworker.routing.access import Equal, Field
 from shapeworker.routing.buckets import Bucket, Clause, Index, gather, joined, parted
+from shapeworker.routing.paths import Equal, Field
 from shapeworker.routing.plans import Kind, access_of
 
 FEW: Final = 8

@@ -9,24 +9,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from shapeworker.routing.access import (
-    MAX_PATHS,
-    Between,
-    Bound,
-    Contains,
-    Equal,
-    Infix,
-    Path,
-    Prefix,
-    cover,
-    number,
-)
+from shapeworker.routing.access import MAX_PATHS, cover
+from shapeworker.routing.paths import Between, Bound, Contains, Equal, Infix, Path, Prefix, number
 from shapeworker.routing.plans import Kind as IndexKind
 from shapeworker.routing.plans import access_of
 from shapeworker.where import Filter, canonical, tree
 from shapeworker.where.arrays import Array
-from shapeworker.where.compile import is_constant, unlabelled
 from shapeworker.where.parser import quoted_if_needed
+from shapeworker.where.tree import is_constant, unlabelled
 from shapeworker.where.types import Type
 
 Cost = Literal["nothing", "constant", "logarithmic", "elements", "pattern", "scan"]

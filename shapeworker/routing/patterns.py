@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shapeworker.routing.access import Field, Infix, Prefix
 from shapeworker.routing.buckets import Bucket, Clause, gather, joined, parted
+from shapeworker.routing.paths import Field, Infix, Prefix
 from shapeworker.routing.substrings import Substrings
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from shapeworker.routing.access import (
+from shapeworker.routing.access import cover, pattern_cover
+from shapeworker.routing.junctions import between
+from shapeworker.routing.paths import (
     Between,
     Bound,
     Contains,
@@ -21,9 +23,6 @@ from shapeworker.routing.access import (
     Path,
     Pattern,
     Undecided,
-    between,
-    cover,
-    pattern_cover,
 )
 from shapeworker.where import Filter, Template
 

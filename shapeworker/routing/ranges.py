@@ -7,8 +7,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from shapeworker.routing.access import Between, Bound, Field, number
 from shapeworker.routing.buckets import Bucket, Clause, gather, joined, parted
+from shapeworker.routing.paths import Between, Bound, Field, number
 
 
 class BoundIndex:

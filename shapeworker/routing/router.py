@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Generic, TypeVar
 
-from shapeworker.routing.access import Between, Bound, Contains, Equal, Field, Infix, Prefix
 from shapeworker.routing.buckets import Clause, Index
 from shapeworker.routing.contains import ContainsIndex
 from shapeworker.routing.equality import EqualityIndex, NarrowedIndex
+from shapeworker.routing.paths import Between, Bound, Contains, Equal, Field, Infix, Prefix
 from shapeworker.routing.patterns import InfixIndex, PrefixIndex
 from shapeworker.routing.plans import Kind, access_of
 from shapeworker.routing.ranges import BetweenIndex, BoundIndex

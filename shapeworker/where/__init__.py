@@ -15,6 +15,7 @@ from shapeworker.where.literals import lift, may_be_lifted
 from shapeworker.where.parser import parse
 from shapeworker.where.resolve import Resolver
 from shapeworker.where.template import Filter, Template
+from shapeworker.where.texts import is_text
 from shapeworker.where.types import ColumnType
 
 __all__ = ["Column", "ColumnType", "Columns", "EvaluationError", "Filter", "InvalidWhere", "Template", "compile_where"]
@@ -47,20 +48,12 @@ def _numbered(params: Mapping[str, str]) -> dict[int, str]:
     for key, value in params.items():
         if not (key.isascii() and key.isdecimal()) or len(key) > 9:
             raise InvalidWhere("Parameters can only use numbers as keys", "params")
-        if "\0" in value or not _is_unicode(value):
+        if not is_text(value):
             raise InvalidWhere(f"parameter ${key} is not a valid text", "params")
         values[int(key)] = value
     if sorted(values) != list(range(1, len(params) + 1)):
         raise InvalidWhere("Parameters must be numbered sequentially, starting from 1", "params")
     return values
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shapeworker.where import compile, texts, tree
+from shapeworker.where import texts, tree
 from shapeworker.where.types import BPCHAR, Type
 
 _ORDERINGS: Final = frozenset(("<", "<=", ">", ">="))
@@ -109,8 +109,8 @@ class _Writer:
             return True
         # Equality is that of bytes under every collation that is let in, and an index on the column may have its own.
         # Only two collations that disagree would be an error.
-        columns = [node for node in operands if not compile.is_constant(node)]
-        return not (len(columns) == 1 and isinstance(compile.unlabelled(columns[0]), tree.ColumnRef))
+        columns = [node for node in operands if not tree.is_constant(node)]
+        return not (len(columns) == 1 and isinstance(tree.unlabelled(columns[0]), tree.ColumnRef))
 
     def _comparison(self, operator: str, left: tree.Expression, right: tree.Expression, *, ordering: bool) -> str:
         if self._needs_collation(ordering, left, right) and left.type.is_textual:

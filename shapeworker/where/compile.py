@@ -11,16 +11,13 @@ so the work is that of one pass over the tree.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Final
 
 from shapeworker.where import arrays, evaluation, tree
-from shapeworker.where.types import BOOL, INTEGERS, STRINGS, Type
-
-Row = Sequence[bytes | None]
-Predicate = Callable[[Row], Any]
-Prepare = Callable[[Any], Any]
+from shapeworker.where.program import Prepare, Program, Slot, factory_of
+from shapeworker.where.tree import is_constant, never_null, unlabelled
+from shapeworker.where.types import BOOL, INTEGERS, STRINGS, Type, same_texts
 
 _INLINE: Final = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _DEPTH: Final = 12
@@ -28,51 +25,6 @@ _DEPTH: Final = 12
 
 _ALL_PATTERNS: Final = ("~~", "!~~", "~~*", "!~~*")
 """Operators that take any text as their pattern."""
-
-_CACHED_BYTES: Final = 20_000
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """A parameter of the code: a constant expression, as ``prepare`` leaves its value.
-
-    ``fallible``: ``prepare`` may raise EvaluationError.
-    """
-
-    expression: tree.Expression
-    prepare: Prepare | None
-    fallible: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """Code, and what to call it with: a Slot, or any other object as it is."""
-
-    factory: Callable[..., Predicate]
-    slots: tuple[Any, ...]
-    source: str
-
-    @cached_property
-    def fallible(self) -> bool:
-        """Whether it is not certain that ``bound`` succeeds with any values."""
-        slots = [slot for slot in self.slots if isinstance(slot, Slot)]
-        return any(slot.fallible or not _is_plain(slot.expression) for slot in slots)
-
-    def bound(self, value: Callable[[tree.Expression], Any]) -> Predicate:
-        """The function for one shape. ``value`` gives that of a constant expression."""
-        return self.factory(*[_prepared(slot, value) if isinstance(slot, Slot) else slot for slot in self.slots])
-
-
-def _is_plain(node: tree.Expression) -> bool:
-    """Whether a constant expression has a value for certain."""
-    if isinstance(node, tree.ArrayOf) and not node.nested:
-        return all(map(_is_plain, node.items))
-    return isinstance(node, tree.Constant | tree.Param)
-
-
-def _prepared(slot: Slot, value: Callable[[tree.Expression], Any]) -> Any:
-    result = value(slot.expression)
-    return result if slot.prepare is None or result is None else slot.prepare(result)
 
 
 def predicate_program(expression: tree.Expression) -> Program:
@@ -101,18 +53,6 @@ def constant_value(expression: tree.Expression) -> Any:
     return expression.value
 
 
-@lru_cache(maxsize=4096)
-def _cached_factory(source: str) -> Callable[..., Predicate]:
-    return _factory(source)
-
-
-def _factory(source: str) -> Callable[..., Predicate]:
-    names: dict[str, Any] = {}
-    exec(compile(source, "<where>", "exec"), names)
-    factory: Callable[..., Predicate] = names["make"]
-    return factory
-
-
 def _raw_text(type_: Type) -> Prepare:
     assert type_.raw is not None
     return type_.raw
@@ -134,8 +74,7 @@ class _Generator:
             lines += ["  " + line for line in function.splitlines()]
         lines += ["  def predicate(row):", f"    return {result}", "  return predicate", ""]
         source = "\n".join(lines)
-        factory = _cached_factory(source) if len(source) <= _CACHED_BYTES else _factory(source)
-        return Program(factory, tuple(self._slots), source)
+        return Program(factory_of(source), tuple(self._slots), source)
 
     # ------------------------------------------------------------------------------------------------ names
 
@@ -454,33 +393,3 @@ def _inlined(function: tree.Function) -> bool:
     left, right = function.arguments
     alike = left is right or any(left in group and right in group for group in (INTEGERS, STRINGS))
     return alike and left.key is right.key
-
-
-def same_texts(left: Type, right: Type) -> bool:
-    """Whether values of two types are equal exactly if their texts in a row are."""
-    if left.raw is None or right.raw is None:
-        return False
-    return left is right or any(left in group and right in group for group in (INTEGERS, STRINGS))
-
-
-def unlabelled(node: tree.Expression) -> tree.Expression:
-    """Without the casts that keep value and text."""
-    while isinstance(node, tree.Apply) and node.function.role == "relabel":
-        inner = node.arguments[0]
-        if not same_texts(inner.type, node.type):
-            break
-        node = inner
-    return node
-
-
-def is_constant(node: tree.Expression) -> bool:
-    """Whether no row has a say in the value: a Constant, a Param, or what folding left because of one."""
-    if isinstance(node, tree.Constant | tree.Param):
-        return True
-    operands = tree.children(node)
-    return bool(operands) and all(map(is_constant, operands))
-
-
-def never_null(node: tree.Expression) -> bool:
-    """Whether the value is known not to be NULL."""
-    return isinstance(node, tree.Param | tree.ArrayOf) or (isinstance(node, tree.Constant) and node.value is not None)

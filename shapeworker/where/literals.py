@@ -15,7 +15,8 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from shapeworker.where import tree
-from shapeworker.where.compile import is_constant
+from shapeworker.where.texts import is_text
+from shapeworker.where.tree import is_constant
 
 _FIRST: Final = 100_000
 """The number of the first such parameter: no client has so many."""
@@ -55,7 +56,7 @@ class _Doubtful(Exception):
 @lru_cache(maxsize=256)
 def lift(text: str) -> Lifted | None:
     """The text without its literals; None if it has none that can be told from their surroundings."""
-    if _ANY.search(text) is None or len(text) > _LONGEST or "\0" in text or not _is_unicode(text):
+    if _ANY.search(text) is None or len(text) > _LONGEST or not is_text(text):
         return None
     literals: dict[int, str] = {}
 
@@ -77,14 +78,6 @@ def lift(text: str) -> Lifted | None:
     except _Doubtful:
         return None
     return Lifted(without, literals) if 0 < len(literals) <= _MOST else None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def may_be_lifted(expression: tree.Expression) -> bool:

@@ -9,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from shapeworker.where import casts, numbers, numeric, overloads, syntax, texts, tree
+from shapeworker.where import numbers, numeric, overloads, syntax, tree
+from shapeworker.where.application import Application
 from shapeworker.where.columns import Column
+from shapeworker.where.conversion import Conversion, Unknown, modified
 from shapeworker.where.errors import InvalidWhere
-from shapeworker.where.functions import FUNCTIONS, OPERATORS, REFUSED
-from shapeworker.where.overloads import Match
 from shapeworker.where.parser import quoted_if_needed
 from shapeworker.where.types import (
     BOOL,
-    BPCHAR,
     BY_NAME,
     INT4,
     INT8,
     NUMERIC,
     TEXT,
     UNKNOWN,
-    VARCHAR,
     ColumnType,
     Type,
     array_of,
@@ -41,20 +39,14 @@ _FOLDINGS: Final = frozenset(("lower", "upper", "~~*", "!~~*"))
 _SUBLINK: Final = "subqueries are not supported yet"
 
 
-class _Unknown(tree.Expression, frozen=True, eq=False):
-    """A string literal, NULL (``text`` is None), or the first use of a parameter, before its type is known."""
-
-    text: str | None
-    number: int
-    at: int
-
-
 class Resolver:
     """Resolves one clause. ``columns`` are by name; ``parameters`` are the types given to the parameters so far."""
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self._columns = columns
-        self.parameters: dict[int, Type] = {}
+        self._conversion = Conversion()
+        self._application = Application(self._conversion)
+        self.parameters = self._conversion.parameters
         self.locations: dict[int, int] = {}
         self._enums = {
             type_.name.removeprefix("enum "): type_
@@ -83,9 +75,9 @@ class Resolver:
     def literal(self, node: syntax.Literal) -> tree.Expression:
         match node.kind:
             case "string":
-                return _Unknown(UNKNOWN, node.text, 0, node.at)
+                return Unknown(UNKNOWN, node.text, 0, node.at)
             case "null":
-                return _Unknown(UNKNOWN, None, 0, node.at)
+                return Unknown(UNKNOWN, None, 0, node.at)
             case "boolean":
                 return tree.Constant(BOOL, node.text == "t")
             case "integer":
@@ -104,7 +96,7 @@ class Resolver:
         known = self.parameters.get(node.number)
         if known is not None:
             return tree.Param(known, node.number, node.at)
-        return _Unknown(UNKNOWN, None, node.number, node.at)
+        return Unknown(UNKNOWN, None, node.number, node.at)
 
     def column(self, node: syntax.ColumnName) -> tree.ColumnRef:
         column = self._column(node)
@@ -129,50 +121,13 @@ class Resolver:
 
     # ------------------------------------------------------------------------------------------------ casts
 
-    def typed(self, item: tree.Expression, target: Type) -> tree.Expression:
-        """An unknown constant as one of this type. Raises InvalidWhere for what is no value of the type."""
-        assert isinstance(item, _Unknown)
-        if target.input is None and (item.number or item.text is not None):
-            raise InvalidWhere.located(item.at, f"constants of type {target} are not supported")
-        if item.number:
-            # A later use in the same expression may come too late to see the type that it was given here.
-            known = self.parameters.setdefault(item.number, target)
-            return self.implicit(tree.Param(known, item.number, item.at), target, item.at)
-        return tree.Constant(target, None if item.text is None else input_value(target, item.text, item.at))
-
-    def implicit(self, item: tree.Expression, target: Type, at: int) -> tree.Expression:
-        """The same as a value of another type, if that needs no explicit cast. Raises InvalidWhere."""
-        if isinstance(item, _Unknown):
-            return self.typed(item, target)
-        if item.type is target:
-            return item
-        if not casts.is_implicit(item.type, target):
-            raise InvalidWhere.located(at, f"type conflict: {item.type} and {target}")
-        return _cast(item, target, at)
-
-    def explicit(self, item: tree.Expression, target: Type, at: int) -> tree.Expression:
-        """``item::target``. Raises InvalidWhere if there is no such cast."""
-        if isinstance(item, _Unknown):
-            if item.text is None:
-                return self.typed(item, target)
-            try:
-                return self.typed(item, target)
-            except InvalidWhere:
-                shown = f'"{item.text[:100]}" from text to {target}'
-                raise InvalidWhere.located(at, f"could not cast value {shown}") from None
-        if item.type is target:
-            return item
-        if casts.find(item.type, target) is None:
-            raise InvalidWhere.located(at, f"unknown cast from type {item.type} to type {target}")
-        return _cast(item, target, at)
-
     def cast(self, node: syntax.Cast) -> tree.Expression:
         target = self._type(node.type)
         if isinstance(node.item, syntax.Array) and target.element is not None:
             result = self._array_of(node.item, target)
         else:
-            result = self.explicit(self.expression(node.item), target, node.at)
-        return _modified(result, node.type, node.at)
+            result = self._conversion.explicit(self.expression(node.item), target, node.at)
+        return modified(result, node.type, node.at)
 
     def _type(self, name: syntax.TypeName) -> Type:
         shown = name.name if name.schema is None else f"{name.schema}.{name.name}"
@@ -189,8 +144,8 @@ class Resolver:
     def boolean(self, node: syntax.Node) -> tree.Expression:
         """An operand of AND, OR, NOT or CASE."""
         item = self.expression(node)
-        if isinstance(item, _Unknown):
-            return self.typed(item, BOOL)
+        if isinstance(item, Unknown):
+            return self._conversion.typed(item, BOOL)
         if item.type is BOOL:
             return item
         if isinstance(item, tree.ColumnRef):
@@ -219,12 +174,12 @@ class Resolver:
     def settled(self, node: syntax.Node) -> tree.Expression:
         """An expression whose type nothing around it decides: text, if it is a literal."""
         item = self.expression(node)
-        return self.typed(item, TEXT) if isinstance(item, _Unknown) else item
+        return self._conversion.typed(item, TEXT) if isinstance(item, Unknown) else item
 
     def truth_test(self, node: syntax.TruthTest) -> tree.Expression:
         item = self.expression(node.item)
-        if isinstance(item, _Unknown):
-            item = self.typed(item, BOOL)
+        if isinstance(item, Unknown):
+            item = self._conversion.typed(item, BOOL)
         if item.type is not BOOL:
             test = ("NOT " if node.negated else "") + node.test
             raise InvalidWhere.located(node.at, f"argument of IS {test} must be bool, not {item.type}")
@@ -237,7 +192,7 @@ class Resolver:
     def _equality(
         self, left: syntax.Node, right: syntax.Node, at: int
     ) -> tuple[tree.Function, tree.Expression, tree.Expression]:
-        applied = self.operation("=", (self.expression(left), self.expression(right)), at)
+        applied = self._application.operation("=", (self.expression(left), self.expression(right)), at)
         first, second = applied.arguments
         return applied.function, first, second
 
@@ -251,67 +206,39 @@ class Resolver:
             conditions = [self.boolean(condition) for condition, _ in node.arms]
         else:
             item = self.settled(node.item)
-            conditions = [self.operation("=", (item, self.expression(value)), value.at) for value, _ in node.arms]
+            conditions = [
+                self._application.operation("=", (item, self.expression(value)), value.at) for value, _ in node.arms
+            ]
         results = [self.expression(result) for _, result in node.arms]
-        otherwise = self.expression(node.otherwise) if node.otherwise else _Unknown(UNKNOWN, None, 0, node.at)
-        type_, unified = self._unified([*results, otherwise], node.at, "CASE")
+        otherwise = self.expression(node.otherwise) if node.otherwise else Unknown(UNKNOWN, None, 0, node.at)
+        type_, unified = self._conversion.unified([*results, otherwise], node.at, "CASE")
         return tree.Case(type_, tuple(zip(conditions, unified[:-1], strict=True)), unified[-1])
 
     def coalesce(self, node: syntax.Coalesce) -> tree.Expression:
-        type_, items = self._unified([self.expression(item) for item in node.items], node.at, "COALESCE")
+        type_, items = self._conversion.unified([self.expression(item) for item in node.items], node.at, "COALESCE")
         return tree.Coalesce(type_, items)
 
     def extreme(self, node: syntax.Extreme) -> tree.Expression:
-        type_, items = self._unified([self.expression(item) for item in node.items], node.at, node.name.upper())
+        type_, items = self._conversion.unified(
+            [self.expression(item) for item in node.items], node.at, node.name.upper()
+        )
         if not type_.ordered:
             raise InvalidWhere.located(node.at, f"values of type {type_} cannot be ordered")
         return tree.Extreme(type_, node.name, items)
-
-    def _unified(self, items: list[tree.Expression], at: int, what: str) -> tuple[Type, tuple[tree.Expression, ...]]:
-        common = overloads.common_type([item.type for item in items])
-        if common is None:
-            first, *others = [item.type for item in items if item.type is not UNKNOWN]
-            other = next(type_ for type_ in others if overloads.common_type([first, type_]) is None)
-            raise InvalidWhere.located(at, f"{what} types {first} and {other} cannot be matched")
-        return common, tuple(self.implicit(item, common, at) for item in items)
 
     # ------------------------------------------------------------------------------------------------ operators
 
     def operator(self, node: syntax.Operator) -> tree.Expression:
         operands = [self.expression(operand) for operand in (node.left, node.right) if operand is not None]
-        return self.operation(node.name, tuple(operands), node.at)
-
-    def operation(self, name: str, operands: tuple[tree.Expression, ...], at: int) -> tree.Apply:
-        """An operator with its operands. Raises InvalidWhere if there is none for their types."""
-        name = "<>" if name == "!=" else name
-        candidates = OPERATORS.get((name, len(operands)))
-        if not candidates:
-            arity = "binary" if len(operands) == 2 else "unary"
-            raise InvalidWhere.located(at, f'unknown {arity} operator "{name}"')
-        match = overloads.select(candidates, tuple(operand.type for operand in operands))
-        if match is None:
-            raise InvalidWhere.located(at, "Could not select an operator overload")
-        if reason := REFUSED.get((name, match.arguments)):
-            raise InvalidWhere.located(at, reason)
-        return self._applied(match, operands, at, "Could not select an operator overload")
-
-    def _applied(self, match: Match, arguments: tuple[tree.Expression, ...], at: int, otherwise: str) -> tree.Apply:
-        function = _function(match, at, otherwise)
-        converted = tuple(
-            self.implicit(argument, type_, at) for argument, type_ in zip(arguments, match.arguments, strict=True)
-        )
-        if match.overload.needs_constant and tree.columns_of(converted[function.prepared_place]):
-            raise InvalidWhere.located(
-                at, f"{function.name} needs a constant as argument {function.prepared_place + 1}"
-            )
-        return tree.Apply(match.result, function, converted, at)
+        return self._application.operation(node.name, tuple(operands), node.at)
 
     def between(self, node: syntax.Between) -> tree.Expression:
         item, low, high = (self.expression(part) for part in (node.item, node.low, node.high))
 
         def inside(low: tree.Expression, high: tree.Expression) -> tree.Expression:
             above, below = ("<", ">") if node.negated else (">=", "<=")
-            tests = self.operation(above, (item, low), node.at), self.operation(below, (item, high), node.at)
+            operation = self._application.operation
+            tests = operation(above, (item, low), node.at), operation(below, (item, high), node.at)
             return tree.Junction(BOOL, "or" if node.negated else "and", tests)
 
         if not node.symmetric:
@@ -328,66 +255,31 @@ class Resolver:
             # Postgres makes an array of them, of the type that they and the item have in common.
             common = overloads.common_type([item.type, *(member.type for member in constants)])
             if common is not None and not common.is_array:
-                converted = tuple(self.implicit(member, common, node.at) for member in constants)
+                converted = tuple(self._conversion.implicit(member, common, node.at) for member in constants)
                 array = tree.ArrayOf(array_of(common), converted, False)
-                tests.append(self._quantified("=", item, array, False, node.at))
+                tests.append(self._application.quantified("=", item, array, False, node.at))
                 others = [member for member in members if tree.columns_of(member)]
-        tests += [self.operation("=", (item, member), node.at) for member in others]
+        tests += [self._application.operation("=", (item, member), node.at) for member in others]
         result = tests[0] if len(tests) == 1 else tree.Junction(BOOL, "or", tuple(tests))
         return _negated(result, node.negated)
 
     def quantified(self, node: syntax.Quantified) -> tree.Expression:
-        return self._quantified(
+        return self._application.quantified(
             node.operator, self.expression(node.left), self.expression(node.array), node.all, node.at
         )
-
-    def _quantified(
-        self, name: str, left: tree.Expression, array: tree.Expression, all: bool, at: int
-    ) -> tree.Expression:
-        name = "<>" if name == "!=" else name
-        element = array.type.element or UNKNOWN
-        if array.type is not UNKNOWN and not array.type.is_array:
-            raise InvalidWhere.located(at, f"argument of {'ALL' if all else 'ANY'} must be an array")
-        candidates = OPERATORS.get((name, 2))
-        if not candidates:
-            raise InvalidWhere.located(at, f'unknown binary operator "{name}"')
-        match = overloads.select(candidates, (left.type, element))
-        if match is None:
-            raise InvalidWhere.located(at, "Could not select an operator overload")
-        if match.result is not BOOL:
-            raise InvalidWhere.located(at, "ANY/ALL requires operator that returns bool")
-        if match.overload.needs_constant:
-            raise InvalidWhere.located(at, f"ANY/ALL is not supported with {name}")
-        if match.arguments[1].is_array:
-            raise InvalidWhere.located(at, "ANY/ALL over arrays of arrays is not supported")
-        left = self.implicit(left, match.arguments[0], at)
-        array = self.implicit(array, array_of(match.arguments[1]), at)
-        function = _function(match, at, "Could not select an operator overload")
-        return tree.Quantified(BOOL, function, left, array, all)
 
     # ------------------------------------------------------------------------------------------------ functions, arrays
 
     def call(self, node: syntax.Call) -> tree.Expression:
         arguments = tuple(map(self.expression, node.arguments))
-        candidates = FUNCTIONS.get(node.name)
-        if not candidates or all(overload.expanded(len(arguments)) is None for overload in candidates):
-            if node.name in BY_NAME and len(arguments) == 1 and node.name not in FUNCTIONS:
-                return self.explicit(arguments[0], BY_NAME[node.name], node.at)
-            shown = f"{quoted_if_needed(node.name)}/{len(arguments)}"
-            raise InvalidWhere.located(node.at, f"unknown or unsupported function {shown}")
-        types = ", ".join(argument.type.name for argument in arguments)
-        otherwise = f"Could not select a function overload for {quoted_if_needed(node.name)}({types})"
-        match = overloads.select(candidates, tuple(argument.type for argument in arguments))
-        if match is None:
-            raise InvalidWhere.located(node.at, otherwise)
-        return self._applied(match, arguments, node.at, otherwise)
+        return self._application.call(node.name, arguments, node.at)
 
     def array(self, node: syntax.Array) -> tree.Expression:
         if not node.items:
             raise InvalidWhere.located(
                 node.at, "cannot determine type of empty array: write ARRAY[]::int4[] or the like"
             )
-        type_, items = self._unified([self.expression(item) for item in node.items], node.at, "ARRAY")
+        type_, items = self._conversion.unified([self.expression(item) for item in node.items], node.at, "ARRAY")
         if type_.is_array:
             return tree.ArrayOf(type_, items, True)
         return tree.ArrayOf(array_of(type_), items, False)
@@ -403,7 +295,7 @@ class Resolver:
                 continue
             element = self.expression(item)
             nested = nested or element.type.is_array
-            items.append(self.explicit(element, target if nested else target.element, item.at))
+            items.append(self._conversion.explicit(element, target if nested else target.element, item.at))
         return tree.ArrayOf(target, tuple(items), nested)
 
     def subscript(self, node: syntax.Subscript) -> tree.Expression:
@@ -412,7 +304,7 @@ class Resolver:
             raise InvalidWhere.located(node.at, f"cannot subscript type {item.type} because it is not an array")
 
         def index(part: syntax.Node | None) -> tree.Expression | None:
-            return None if part is None else self.explicit(self.expression(part), INT4, part.at)
+            return None if part is None else self._conversion.explicit(self.expression(part), INT4, part.at)
 
         if not any(part.is_slice for part in node.indices):
             indices = [index(part.upper) for part in node.indices]
@@ -461,67 +353,8 @@ def _has_domain(column_type: ColumnType) -> bool:
     return column_type.kind == "d" or (column_type.element is not None and _has_domain(column_type.element))
 
 
-def input_value(target: Type, text: str, at: int) -> Any:
-    """The value that a literal's or parameter's text has in a type. Raises InvalidWhere."""
-    assert target.input is not None
-    try:
-        return target.input(text)
-    except (ValueError, RecursionError):
-        raise InvalidWhere.located(at, f"invalid syntax for type {target}: {text[:100]}") from None
-
-
 def _negated(item: tree.Expression, negated: bool) -> tree.Expression:
     return tree.Not(BOOL, item) if negated else item
-
-
-def _function(match: Match, at: int, otherwise: str) -> tree.Function:
-    overload = match.overload
-    try:
-        body = overload.make(*match.arguments)
-    except ValueError:
-        raise InvalidWhere.located(at, otherwise) from None
-    needs_order = overload.role in ("<", "<=", ">", ">=")
-    needs_equality = overload.role in ("=", "<>", "@>", "<@", "&&") and match.arguments[0].is_array
-    if any((needs_order and not t.ordered) or (needs_equality and not t.comparable) for t in match.arguments):
-        raise InvalidWhere.located(at, otherwise)
-    return tree.Function(
-        *(overload.name, match.arguments, match.result, body, overload.sql),
-        *(overload.strict, overload.role, overload.prepare),
-        prepared_place=overload.prepared_place,
-    )
-
-
-def _cast(item: tree.Expression, target: Type, at: int) -> tree.Expression:
-    cast = casts.find(item.type, target)
-    assert cast is not None
-    body, role = (cast.body, "cast") if cast.body else (_same, "relabel")
-    function = tree.Function(
-        *(target.name, (item.type,), target, body, lambda operand: f"({operand}::{target.sql})"), role=role
-    )
-    return tree.Apply(target, function, (item,), at)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _modified(item: tree.Expression, name: syntax.TypeName, at: int) -> tree.Expression:
-    """With the length or precision of a cast."""
-    if not name.modifiers:
-        return item
-    type_, modifiers = item.type, name.modifiers
-    body: Callable[[Any], Any] | None = None
-    if type_ in (VARCHAR, BPCHAR) and len(modifiers) == 1 and 1 <= modifiers[0] <= 10_000:
-        body = (texts.cut if type_ is VARCHAR else texts.padded)(modifiers[0])
-    elif type_ is NUMERIC and len(modifiers) <= 2:
-        precision, digits = modifiers[0], modifiers[1] if len(modifiers) > 1 else 0
-        if 1 <= precision <= 1000 and 0 <= digits <= precision:
-            body = numeric.limited(precision, digits)
-    if body is None:
-        raise InvalidWhere.located(name.at, f"modifiers of type {type_} are not supported")
-    shown = f"{type_.sql}({', '.join(map(str, modifiers))})"
-    function = tree.Function(*(type_.name, (type_,), type_, body, lambda operand: f"({operand}::{shown})"), role="cast")
-    return tree.Apply(type_, function, (item,), at)
 
 
 def _folds(node: tree.Expression) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 from psycopg import sql
 
 from shapeworker.where import canonical
-from shapeworker.where.compile import Predicate, Program, predicate_program
+from shapeworker.where.compile import predicate_program
+from shapeworker.where.conversion import input_value
 from shapeworker.where.errors import EvaluationError, InvalidWhere
 from shapeworker.where.fold import FAILED, fold
-from shapeworker.where.resolve import Resolver, input_value
+from shapeworker.where.program import Predicate, Program
+from shapeworker.where.resolve import Resolver
 from shapeworker.where.tree import Constant, Expression, Param, columns_of
 from shapeworker.where.types import Type
 

@@ -20,6 +20,15 @@ _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
 
 
+def is_text(text: str) -> bool:
+    """Whether Postgres could have it as a text: without NUL, and all of it characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def bool_input(text: str) -> bool:
     """The input function of bool: any unambiguous prefix of a word, in any case. Raises ValueError."""
     word = text.strip(SPACE).lower()

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from shapeworker.where.types import BOOL, Type
+from shapeworker.where.types import BOOL, Type, same_texts
 
 
 class Function(msgspec.Struct, frozen=True, eq=False):
@@ -209,3 +209,26 @@ def parts(node: Expression) -> Iterator[Expression]:
             seen.add(id(part))
             yield part
             pending.extend(children(part))
+
+
+def unlabelled(node: Expression) -> Expression:
+    """Without the casts that keep value and text."""
+    while isinstance(node, Apply) and node.function.role == "relabel":
+        inner = node.arguments[0]
+        if not same_texts(inner.type, node.type):
+            break
+        node = inner
+    return node
+
+
+def is_constant(node: Expression) -> bool:
+    """Whether no row has a say in the value: a Constant, a Param, or what folding left because of one."""
+    if isinstance(node, Constant | Param):
+        return True
+    operands = children(node)
+    return bool(operands) and all(map(is_constant, operands))
+
+
+def never_null(node: Expression) -> bool:
+    """Whether the value is known not to be NULL."""
+    return isinstance(node, Param | ArrayOf) or (isinstance(node, Constant) and node.value is not None)

@@ -303,3 +303,10 @@ def type_of(column_type: ColumnType) -> Type:
         return BY_NAME[column_type.name]
     shown = column_type.name if column_type.schema == "pg_catalog" else f"{column_type.schema}.{column_type.name}"
     return Type(shown, _quoted(column_type.schema, column_type.name), comparable=False, ordered=False)
+
+
+def same_texts(left: Type, right: Type) -> bool:
+    """Whether values of two types are equal exactly if their texts in a row are."""
+    if left.raw is None or right.raw is None:
+        return False
+    return left is right or any(left in group and right in group for group in (INTEGERS, STRINGS))

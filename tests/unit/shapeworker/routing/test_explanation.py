@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from shapeworker.routing.access import MAX_PATHS, Between, Bound, Contains, Equal, Infix, Prefix, cover
+from shapeworker.routing.access import MAX_PATHS, cover
 from shapeworker.routing.explanation import SHOWN, Access, explain
+from shapeworker.routing.paths import Between, Bound, Contains, Equal, Infix, Prefix
 from shapeworker.routing.plans import access_of
 from shapeworker.routing.router import Router
 from shapeworker.where import Filter, compile_where

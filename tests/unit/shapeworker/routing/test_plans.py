@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from shapeworker.routing import plans
-from shapeworker.routing.access import Undecided, cover
+from shapeworker.routing.access import cover
+from shapeworker.routing.paths import Undecided
 from shapeworker.routing.plans import access_of
 from shapeworker.routing.router import Router
 from shapeworker.where import EvaluationError, Filter, compile_where

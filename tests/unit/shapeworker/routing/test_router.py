@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shapeworker.routing.access import Between, Bound, Contains, Equal, Infix, Prefix, cover
+from shapeworker.routing.access import cover
 from shapeworker.routing.equality import FEW
+from shapeworker.routing.paths import Between, Bound, Contains, Equal, Infix, Prefix
 from shapeworker.routing.router import Router
 from shapeworker.where import EvaluationError, Filter, InvalidWhere, compile_where
-from shapeworker.where.compile import Predicate
+from shapeworker.where.program import Predicate
 from shapeworker.where.types import Type, type_of
 from tests.unit.shapeworker.where.expressions import Expressions, quoted, row
 from tests.unit.shapeworker.where.oracle import COLUMNS
