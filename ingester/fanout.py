@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from common import pgoutput
-from common.messages import (
+from common.frames import (
     ANSWER,
     CHANGE,
     FRAME_BYTES,
@@ -21,13 +21,13 @@ from common.messages import (
     InFrame,
     begin_record,
     commit_record,
-    encode,
     frame_head,
     position_record,
     record,
     record_head,
     relation_record,
 )
+from common.messages import encode
 from common.xid import widen
 
 PART_BYTES = 32 * 1024

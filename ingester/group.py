@@ -15,6 +15,7 @@ import structlog
 import zmq
 
 from common.config import Settings
+from common.frames import Gap
 from common.messages import (
     FRAME,
     MESSAGE,
@@ -23,7 +24,6 @@ from common.messages import (
     Blocked,
     Credit,
     Durable,
-    Gap,
     Hello,
     Leave,
     Status,

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 import structlog
 from psycopg import errors, sql
 
+from common.frames import Gap
 from common.lsn import parse_lsn
-from common.messages import Gap
 from common.postgres import DATABASE_ERRORS, Connection, Pool, PoolBusy, classify, is_unavailable
 from common.xid import Snapshot
 from ingester.membership import (

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import structlog
 
-from common.messages import Answer, Entered, Refused, Subscribe, Subscribed
+from common.frames import Answer, Entered, Refused, Subscribed
+from common.messages import Subscribe
 from common.postgres import DATABASE_ERRORS, Pool, classify
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 import structlog
 
 from common import pgoutput
+from common.frames import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_begin, parse_commit, parse_relation_record
 from common.lsn import Offset
-from common.messages import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_begin, parse_commit, parse_relation_record
 from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation, Row
 from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage

@@ -19,8 +19,9 @@ from typing import Final
 import structlog
 
 from common.config import Settings
+from common.frames import InFrame
 from common.lsn import Offset
-from common.messages import InFrame, Subscribe
+from common.messages import Subscribe
 from common.metrics import Histogram, Sample, one
 from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, Pool, is_unavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common.messages import Gap
+from common.frames import Gap
 from common.shape import ShapeRequest
 from shapeworker.partition import Partition
 from shapeworker.shape import Shape

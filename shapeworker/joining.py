@@ -11,7 +11,8 @@ import itertools
 from collections.abc import Callable
 from typing import Final
 
-from common.messages import Answer, Entered, InFrame, Refused, Subscribe, Subscribed
+from common.frames import Answer, Entered, InFrame, Refused, Subscribed
+from common.messages import Subscribe
 from shapeworker.requests import CannotCreate
 from shapeworker.shape import Shape
 

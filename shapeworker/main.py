@@ -18,38 +18,40 @@ import zmq
 
 from common.config import Settings
 from common.crash import CrashOnly
+from common.frames import (
+    ANSWER,
+    FRAME_BYTES,
+    GAP,
+    POSITION,
+    Answer,
+    Gap,
+    Subscribed,
+    decode_answer,
+    decode_gap,
+    parse_frame,
+    parse_position,
+    records,
+)
 from common.instruments import Instruments
 from common.lsn import Offset
 from common.messages import (
-    ANSWER,
     FRAME,
-    FRAME_BYTES,
-    GAP,
     MESSAGE,
-    POSITION,
     STATUS_TOPIC,
-    Answer,
     Assign,
     Blocked,
     Credit,
     Durable,
     Evict,
     FromWorker,
-    Gap,
     Hello,
     Leave,
     Subscribe,
-    Subscribed,
     Survey,
     Unsubscribe,
-    decode_answer,
-    decode_gap,
     decode_status,
     decode_to_worker,
     encode,
-    parse_frame,
-    parse_position,
-    records,
 )
 from common.obstacles import TOLD, Obstacle
 from common.postgres import Pool

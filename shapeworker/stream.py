@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from common.messages import parse_frame
+from common.frames import parse_frame
 
 
 class Verdict(Enum):

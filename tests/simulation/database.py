@@ -14,8 +14,8 @@ import orjson
 import psycopg
 from psycopg import errors
 
+from common.frames import Gap
 from common.lsn import format_lsn
-from common.messages import Gap
 from common.pgoutput import Relation, RelationColumn
 from common.table import Table
 from common.xid import Snapshot

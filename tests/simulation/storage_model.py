@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from common import messages as m
+from common import frames as f
 from common.lsn import SNAPSHOT_END, Offset
 from common.pgoutput import Relation, RelationColumn, parse_insert
 from common.table import Column, Table, TypeFacts
@@ -42,7 +42,7 @@ PROJECTIONS = {
     table.oid: Projection(relation, table, ("id", "v"), explicit=False)
     for table, relation in zip(TABLES, RELATIONS, strict=True)
 }
-RELATION_RECORDS = tuple(m.relation_record((), build.relation(relation)) for relation in RELATIONS)
+RELATION_RECORDS = tuple(f.relation_record((), build.relation(relation)) for relation in RELATIONS)
 
 SNAPSHOT_END_LINE = b'{"headers":{"control":"snapshot-end"}}'
 
@@ -60,24 +60,24 @@ class Transaction(NamedTuple):
 
 def records(*parts: bytes) -> list[Record]:
     """Records as they come out of a frame."""
-    return list(m.records(m.frame_head(0, 0) + b"".join(parts)))
+    return list(f.records(f.frame_head(0, 0) + b"".join(parts)))
 
 
 def transaction(lsn: int, xid: int, random: Random) -> Transaction:
     """Some inserts, most often few and short ones."""
     count = random.choice((1, 1, 2, 3, 5, 12))
     longest = random.choice((5, 20, 200))
-    parts = [m.begin_record(lsn, xid, 0)]
+    parts = [f.begin_record(lsn, xid, 0)]
     lines: dict[int, list[tuple[int, bytes]]] = {}
     headers = transaction_headers(lsn, xid)
     tables = random.choice((TABLES[:1], TABLES[1:], TABLES))
     for index in range(count):
         table = random.choice(tables)
         change = build.insert(table.oid, [b"%d" % index, b"x" * random.randint(0, longest)])
-        parts.append(m.record(m.CHANGE, index, change))
+        parts.append(f.record(f.CHANGE, index, change))
         line = PROJECTIONS[table.oid].insert(parse_insert(change), headers, 2 * index)
         lines.setdefault(table.oid, []).append((2 * index, line))
-    parts.append(m.commit_record(lsn, xid, count))
+    parts.append(f.commit_record(lsn, xid, count))
     return Transaction(lsn, xid, records(*parts), lines)
 
 

@@ -11,8 +11,9 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
 
+from common.frames import Entered, Subscribed
 from common.lsn import Offset
-from common.messages import Assign, Entered, Subscribe, Subscribed
+from common.messages import Assign, Subscribe
 from common.shape import ShapeRequest
 from common.table import Table
 from common.xid import Snapshot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import messages as m
-from common.messages import FRAME_BYTES, Subscribed, decode_answer
+from common import frames as f
+from common.frames import FRAME_BYTES, Subscribed, decode_answer
 from common.pgoutput import Relation, RelationColumn
 from ingester.fanout import CREDIT_BYTES, CREDIT_TOTAL_BYTES, PART_BYTES, Fanout
 from tests.unit import pgoutput_messages as build
@@ -27,11 +27,11 @@ class Receiver:
         found: list[tuple[int, int, bytes]] = []
         expected = 0
         for frame in self.frames.get(worker, []):
-            of, seq = m.parse_frame(frame)
+            of, seq = f.parse_frame(frame)
             if of == epoch:
                 assert seq == expected, "no gaps"
                 expected += 1
-                found.extend(m.records(frame))
+                found.extend(f.records(frame))
         return found
 
 
@@ -68,11 +68,11 @@ def test_workers_get_their_changes_with_the_indexes_of_the_whole_transaction(
             fanout.flush()
     fanout.flush()
     for worker, tables in feeds.items():
-        expected: list[tuple[int, int]] = [(m.POSITION, 0)]
+        expected: list[tuple[int, int]] = [(f.POSITION, 0)]
         for changes in transactions:
-            mine = [(m.CHANGE, index) for index, oid in enumerate(changes) if oid in tables]
-            expected += [(m.BEGIN, 0), *mine] if mine else []
-            expected.append((m.COMMIT, len(changes)))
+            mine = [(f.CHANGE, index) for index, oid in enumerate(changes) if oid in tables]
+            expected += [(f.BEGIN, 0), *mine] if mine else []
+            expected.append((f.COMMIT, len(changes)))
         assert [(kind, index) for kind, index, _ in receiver.records(worker, 1)] == expected
     assert [lsn for _, lsn in fanout.ring] == [2000 + 10 * number for number in range(len(transactions))]
 
@@ -104,7 +104,7 @@ def test_a_commit_carries_lsn_and_widened_xid() -> None:
     transaction(fanout, 2000, 0xFFFFFFFE, [])
     fanout.flush()
     kind, _, payload = receiver.records("a", 1)[-1]
-    assert (kind, m.parse_commit(payload)) == (m.COMMIT, (2000, (3 << 32) - 2))
+    assert (kind, f.parse_commit(payload)) == (f.COMMIT, (2000, (3 << 32) - 2))
 
 
 def test_relations_are_sent_before_the_first_change_and_to_later_subscribers() -> None:
@@ -116,7 +116,7 @@ def test_relations_are_sent_before_the_first_change_and_to_later_subscribers() -
     fanout.flush()
     for worker in "ab":
         kinds = [kind for kind, _, _ in receiver.records(worker, 1)]
-        assert kinds == [m.POSITION, m.RELATION, m.BEGIN, m.CHANGE, m.COMMIT]
+        assert kinds == [f.POSITION, f.RELATION, f.BEGIN, f.CHANGE, f.COMMIT]
 
 
 def test_changes_of_a_leaf_reach_those_who_want_its_root() -> None:
@@ -129,8 +129,8 @@ def test_changes_of_a_leaf_reach_those_who_want_its_root() -> None:
     assert fanout.wants(12)
     for worker, gets in (("root", True), ("leaf", True), ("other", False)):
         kinds = [kind for kind, _, _ in receiver.records(worker, 1)]
-        assert (m.CHANGE in kinds) == gets
-    ancestors = [m.parse_relation_record(p)[0] for k, _, p in receiver.records("root", 1) if k == m.RELATION]
+        assert (f.CHANGE in kinds) == gets
+    ancestors = [f.parse_relation_record(p)[0] for k, _, p in receiver.records("root", 1) if k == f.RELATION]
     assert ancestors == [(11, 10)]
 
 
@@ -143,9 +143,9 @@ def test_truncate_counts_one_change_per_table() -> None:
     fanout.message(build.commit(2000))
     fanout.flush()
     of = {worker: [(k, i) for k, i, _ in receiver.records(worker, 1)][1:] for worker in "abc"}
-    assert of["a"] == [(m.BEGIN, 0), (m.TRUNCATE, 0), (m.CHANGE, 2), (m.COMMIT, 3)]
-    assert of["b"] == [(m.BEGIN, 0), (m.TRUNCATE, 0), (m.COMMIT, 3)]
-    assert of["c"] == [(m.COMMIT, 3)]
+    assert of["a"] == [(f.BEGIN, 0), (f.TRUNCATE, 0), (f.CHANGE, 2), (f.COMMIT, 3)]
+    assert of["b"] == [(f.BEGIN, 0), (f.TRUNCATE, 0), (f.COMMIT, 3)]
+    assert of["c"] == [(f.COMMIT, 3)]
 
 
 def test_frames_are_cut_and_credits_block_until_they_come_back() -> None:
@@ -178,8 +178,8 @@ def test_who_is_sent_nothing_gets_an_empty_frame_at_each_beat() -> None:
     fanout.beat()
     assert [len(receiver.frames[worker]) for worker in "ab"] == [sent[0] + 1, sent[1] + 1], "both had a frame"
     fanout.beat()
-    assert [m.parse_frame(receiver.frames[worker][-1]) for worker in "ab"] == [(1, sent[0] + 1), (1, sent[1] + 1)]
-    assert list(m.records(receiver.frames["a"][-1])) == []
+    assert [f.parse_frame(receiver.frames[worker][-1]) for worker in "ab"] == [(1, sent[0] + 1), (1, sent[1] + 1)]
+    assert list(f.records(receiver.frames["a"][-1])) == []
 
 
 def test_a_dead_worker_blocks_nobody() -> None:
@@ -201,9 +201,9 @@ def test_a_new_epoch_starts_afresh_and_keeps_answers_for_the_absent() -> None:
     fanout.answer("b", Subscribed(1, 999, ()))
     fanout.start_epoch(2, 1500, {"a": ((0,), {10}), "b": ((1,), set())})
     assert not fanout.open
-    assert [kind for kind, _, _ in receiver.records("a", 2)] == [m.POSITION]
+    assert [kind for kind, _, _ in receiver.records("a", 2)] == [f.POSITION]
     position, answer = receiver.records("b", 2)
-    assert m.parse_position(position[2]) == (1500, (1,))
+    assert f.parse_position(position[2]) == (1500, (1,))
     assert decode_answer(answer[2]) == Subscribed(1, 999, ())
 
 
@@ -213,7 +213,7 @@ def test_an_unsubscribed_worker_gets_commits_only() -> None:
     fanout.unsubscribe("a", 10)
     transaction(fanout, 2000, 800, [10])
     fanout.flush()
-    assert [kind for kind, _, _ in receiver.records("a", 1)] == [m.POSITION, m.COMMIT]
+    assert [kind for kind, _, _ in receiver.records("a", 1)] == [f.POSITION, f.COMMIT]
     assert not fanout.wants(10)
 
 
@@ -229,13 +229,13 @@ def test_many_workers_share_what_may_be_in_flight() -> None:
 
 def test_gaps_are_told_at_once_and_again_at_the_start_of_each_epoch() -> None:
     receiver = Receiver()
-    gap = m.Gap(30, 1 << 60, "so")
+    gap = f.Gap(30, 1 << 60, "so")
     fanout = started(receiver, {"a": {10}, "b": set()})
     fanout.message(build.begin(2000, 800))
     fanout.gap(gap)
-    assert [m.decode_gap(payload) for _, _, payload in receiver.records("b", 1)[1:]] == [gap]
+    assert [f.decode_gap(payload) for _, _, payload in receiver.records("b", 1)[1:]] == [gap]
     fanout.start_epoch(2, 1500, {"a": ((0,), {10}), "b": ((1,), set())}, [gap])
     for worker in ("a", "b"):
         (_, position), (_, told) = ((kind, payload) for kind, _, payload in receiver.records(worker, 2))
-        assert m.parse_position(position)[0] == 1500
-        assert m.decode_gap(told) == gap
+        assert f.parse_position(position)[0] == 1500
+        assert f.decode_gap(told) == gap

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 import ingester.publication as publication_module
-from common.messages import Gap
+from common.frames import Gap
 from common.pgoutput import parse_insert
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from deploy.embedded_postgres import EmbeddedPostgres

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from common.messages import ANSWER, Entered, Hello, Subscribe, Subscribed, decode_answer, records
+from common.frames import ANSWER, Entered, Subscribed, decode_answer, records
+from common.messages import Hello, Subscribe
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
 from ingester.publication import Published

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common import messages as m
+from common import frames as f
 from common.lsn import SNAPSHOT_END, Offset
 from common.pgoutput import Relation, RelationColumn
 from common.shape import ShapeRequest
@@ -99,14 +99,14 @@ Change = tuple[str, str, str]  # operation, id, value
 
 
 def transaction(lsn: int, xid: int, changes: list[bytes]) -> list[tuple[int, int, bytes]]:
-    records = [m.begin_record(lsn, xid, 0)]
-    records += [m.record(m.CHANGE, index, change) for index, change in enumerate(changes)]
-    records.append(m.commit_record(lsn, xid, len(changes)))
-    return list(m.records(m.frame_head(0, 0) + b"".join(records)))
+    records = [f.begin_record(lsn, xid, 0)]
+    records += [f.record(f.CHANGE, index, change) for index, change in enumerate(changes)]
+    records.append(f.commit_record(lsn, xid, len(changes)))
+    return list(f.records(f.frame_head(0, 0) + b"".join(records)))
 
 
 def relation(described: Relation = RELATION, ancestors: tuple[int, ...] = ()) -> list[tuple[int, int, bytes]]:
-    return list(m.records(m.frame_head(0, 0) + m.relation_record(ancestors, build.relation(described))))
+    return list(f.records(f.frame_head(0, 0) + f.relation_record(ancestors, build.relation(described))))
 
 
 def feed(applier: Applier, *parts: list[tuple[int, int, bytes]]) -> None:
@@ -276,8 +276,8 @@ def test_truncate_ends_the_shapes_of_the_table_unless_the_snapshot_shows_it(tmp_
     applier = Applier(events, reopen)
     applier.add(old)
     applier.add(new)
-    truncation = m.begin_record(1000, 7, 0) + m.record(m.TRUNCATE, 0, build.truncate([OID]))
-    feed(applier, relation(), list(m.records(m.frame_head(0, 0) + truncation + m.commit_record(1000, 7, 1))))
+    truncation = f.begin_record(1000, 7, 0) + f.record(f.TRUNCATE, 0, build.truncate([OID]))
+    feed(applier, relation(), list(f.records(f.frame_head(0, 0) + truncation + f.commit_record(1000, 7, 1))))
     assert events.endings == ["its table was truncated"]
     feed(applier, transaction(6000, 60, [build.insert(OID, [b"1", b"a"])]))
     assert [len(entries(shape)) for shape in (old, new)] == [0, 1]
@@ -297,13 +297,13 @@ def test_what_a_new_shape_cannot_follow_ends_it_only_if_its_snapshot_does_not_sh
     applier = Applier(events, reopen)
     applier.add(shape)
     change = {
-        "truncate": m.record(m.TRUNCATE, 0, build.truncate([OID])),
-        "schema": m.record(m.CHANGE, 0, build.insert(OID, [b"1", b"a", b"n"])),
-        "identity": m.record(m.CHANGE, 0, b"U" + OID.to_bytes(4, "big") + b"N" + build.row([b"1", b"a"])),
+        "truncate": f.record(f.TRUNCATE, 0, build.truncate([OID])),
+        "schema": f.record(f.CHANGE, 0, build.insert(OID, [b"1", b"a", b"n"])),
+        "identity": f.record(f.CHANGE, 0, b"U" + OID.to_bytes(4, "big") + b"N" + build.row([b"1", b"a"])),
     }[what]
-    parts = [m.begin_record(1000, 7, 0), change, m.commit_record(1000, 7, 1)]
+    parts = [f.begin_record(1000, 7, 0), change, f.commit_record(1000, 7, 1)]
     feed(applier, relation(WIDER if what == "schema" else RELATION))
-    feed(applier, list(m.records(m.frame_head(0, 0) + b"".join(parts[: 2 if passing else 3]))))
+    feed(applier, list(f.records(f.frame_head(0, 0) + b"".join(parts[: 2 if passing else 3]))))
     snapshot = Snapshot(8, 8, frozenset()) if shown else Snapshot(7, 8, frozenset((7,)))
     if not shown:
         with pytest.raises(Obstructed):
@@ -311,7 +311,7 @@ def test_what_a_new_shape_cannot_follow_ends_it_only_if_its_snapshot_does_not_sh
         return
     assert shape.snapshot_taken(snapshot, 1001) is None
     if passing:
-        feed(applier, list(m.records(m.frame_head(0, 0) + parts[2])))
+        feed(applier, list(f.records(f.frame_head(0, 0) + parts[2])))
     shape.life = Life.ACTIVE
     feed(applier, relation(), transaction(2000, 9, [build.insert(OID, [b"1", b"a"])]))
     assert events.endings == []

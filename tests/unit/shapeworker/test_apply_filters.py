@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from common import messages as m
+from common import frames as f
 from common.pgoutput import Relation, RelationColumn
 from common.shape import ShapeRequest
 from common.shapelog.writer import LogWriter
@@ -307,8 +307,8 @@ def test_a_change_without_its_old_row_may_concern_every_filter(world: World) -> 
 
 def test_truncate_ends_shapes_whatever_their_filters(world: World) -> None:
     world.active("n = 1")
-    truncation = m.begin_record(1000, 7, 0) + m.record(m.TRUNCATE, 0, build.truncate([OID]))
-    feed(world.applier, relation(RELATION), list(m.records(m.frame_head(0, 0) + truncation)))
+    truncation = f.begin_record(1000, 7, 0) + f.record(f.TRUNCATE, 0, build.truncate([OID]))
+    feed(world.applier, relation(RELATION), list(f.records(f.frame_head(0, 0) + truncation)))
     assert world.events.endings == ["its table was truncated"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from common.messages import Gap
+from common.frames import Gap
 from common.shape import ShapeRequest
 from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot

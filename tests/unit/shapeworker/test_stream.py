@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.messages import frame_head
+from common.frames import frame_head
 from shapeworker.stream import Intake, Verdict
 
 COUNTS = {Verdict.PROCESS, Verdict.START}
