@@ -21,7 +21,7 @@ from common.config import Settings
 from common.postgres import Connection, DatabaseProblem, Kind, Pool, connect
 from ingester import publication_setup, server, slot, source
 from ingester.lock import acquire_lock
-from ingester.publication import full_xid
+from ingester.moment import full_xid
 from ingester.publication_setup import PublicationState
 from ingester.server import ServerFacts, System
 from ingester.source import Continue, CorruptSource, NewGeneration, Observed, Source, SourceFile, SourceInUse

@@ -14,7 +14,8 @@ from common.postgres import DATABASE_ERRORS, Pool, classify
 from ingester.coordinator import Coordinator
 from ingester.fanout import Fanout
 from ingester.membership import NotPublished
-from ingester.publication import Publication, current_snapshot
+from ingester.moment import current_snapshot
+from ingester.publication import Publication
 
 log = structlog.get_logger()
 
