@@ -14,10 +14,11 @@ import structlog
 from common import pgoutput
 from common.frames import BEGIN, CHANGE, COMMIT, RELATION, TRUNCATE, parse_begin, parse_commit, parse_relation_record
 from common.lsn import Offset
-from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation, Row
+from common.pgoutput import DELETE, INSERT, UPDATE, IncompleteRow, Relation
 from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage
 from shapeworker.audience import Audience, Reading, View
+from shapeworker.change import Change
 from shapeworker.delivered import Delivered
 from shapeworker.projection import Projection, transaction_headers
 from shapeworker.shape import Life, Shape
@@ -63,48 +64,6 @@ class Events(Protocol):
 
     def committed(self, lsn: int) -> None:
         """All logs have what they need of the transactions up to this commit."""
-
-
-class _Change:
-    """A change of a row, decoded once; ``op`` is its place among the offsets of its transaction."""
-
-    __slots__ = ("kind", "lines", "op", "payload", "rows")
-
-    def __init__(self, index: int, payload: bytes) -> None:
-        self.kind = payload[0]
-        self.op = 2 * index
-        self.payload = payload
-        self.rows: tuple[Row | None, Row | None] | None = None
-        self.lines: dict[tuple[Projection, int], tuple[bytes, ...]] = {}
-
-    def decoded(self) -> tuple[Row | None, Row | None]:
-        """The old and the new row, as far as there are such. Raises IncompleteRow."""
-        if self.rows is None:
-            if self.kind == INSERT:
-                self.rows = None, pgoutput.parse_insert(self.payload)
-            elif self.kind == DELETE:
-                self.rows = pgoutput.parse_delete(self.payload), None
-            else:
-                self.rows = pgoutput.parse_update(self.payload)
-        return self.rows
-
-    def as_lines(self, projection: Projection, kind: int, headers: bytes) -> tuple[bytes, ...]:
-        """What it is for shapes of this projection, to which it is an insert, an update or a delete."""
-        known = self.lines.get((projection, kind))
-        if known is None:
-            old, new = self.decoded()
-            if kind == INSERT:
-                assert new is not None
-                known = (projection.insert(new, headers, self.op),)
-            elif kind == DELETE:
-                assert old is not None
-                known = (projection.delete(old, headers, self.op),)
-            else:
-                assert old is not None
-                assert new is not None
-                known = projection.update(old, new, headers, self.op)
-            self.lines[projection, kind] = known
-        return known
 
 
 class _Batch:
@@ -262,7 +221,7 @@ class Applier:
                 self._write(shape, spill=True)
 
     def _change(self, index: int, payload: bytes) -> None:
-        change = _Change(index, payload)
+        change = Change(index, payload)
         for reading in self._targets(pgoutput.relation_oid(payload)):
             reading.renew()
             for view, reason in reading.changed:
@@ -286,7 +245,7 @@ class Applier:
         if batch.size >= self._spill_bytes:
             self._hand_out()
 
-    def _route(self, change: _Change, reading: Reading) -> None:
+    def _route(self, change: Change, reading: Reading) -> None:
         """To the shapes whose filters concern the change: an update can be an insert or a delete to them."""
         audience = reading.audience
         try:
@@ -306,7 +265,7 @@ class Applier:
                     if lines:
                         self._put(shapes, shapes, change.op, lines)
 
-    def _lines(self, change: _Change, kind: int, projection: Projection, shapes: Iterable[Shape]) -> tuple[bytes, ...]:
+    def _lines(self, change: Change, kind: int, projection: Projection, shapes: Iterable[Shape]) -> tuple[bytes, ...]:
         """What the change is for these shapes; nothing if they cannot show it and have been told so."""
         try:
             return change.as_lines(projection, kind, self._headers)
