@@ -50,6 +50,7 @@ from tests.simulation.catalog import SimSqlite
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, SimFcntl, SimOs, SimPath
 from tests.simulation.network import Network, SimChannel
+from tests.simulation.replication import SimStream
 from tests.simulation.scheduler import EPOCH, Scheduler, SimLock
 
 PRODUCT = ("common", "ingester", "shapeworker", "gateway")
@@ -220,7 +221,7 @@ def replaced(
         (ingester.session, "publication_setup", SimpleNamespace(ensure_publication=db.ensure_publication)),
         (ingester.session, "full_xid", db.full_xid),
         (ingester.subscriptions, "current_snapshot", db.current_snapshot),
-        (ingester.feed, "ReplicationStream", functools.partial(db.SimStream, database)),
+        (ingester.feed, "ReplicationStream", functools.partial(SimStream, database)),
         (ingester.feed, "end_readers", slots.end_readers),
         (ingester.feed, "check_continuity", slots.check_continuity),
         (ingester.main, "Reconciler", db.SimReconciler),
