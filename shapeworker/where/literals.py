@@ -32,11 +32,12 @@ _TOKEN: Final = re.compile(
     "(?:[^"]|"")*"                                      # a quoted name
     | (?<![\w$&'])'((?:[^']|'')*)'(?![\w'])             # a string without a prefix
     | (?<![\w.$+-])(?<![+-][ ])(\d{1,9})(?![\w.$'])     # an int4 without a sign
+    | (?<=[=<>(,][ ])-[ ]?(\d{1,9})(?![\w.$'])(?!\s*(?:::|[\[.]))   # one whose sign binds closer than all around it
     | ['"\\] | -- | /\* | \$(?!\d) | \$\d{5} | &' | [^\x00-\x7f]['\d]   # what makes it doubtful
     """,
     re.VERBOSE,
 )
-_ANY: Final = re.compile(r"'|(?<![\w.$+-])\d")
+_ANY: Final = re.compile(r"'|(?<![\w.$])\d")
 _COMPARISONS: Final = frozenset(
     (*("=", "<>", "<", "<=", ">", ">="), *("~~", "!~~", "~~*", "!~~*", "^@", "~", "!~", "~*", "!~*"), "@>", "<@", "&&")
 )
@@ -61,13 +62,13 @@ def lift(text: str) -> Lifted | None:
     literals: dict[int, str] = {}
 
     def replace(match: re.Match[str]) -> str:
-        string, integer = match.groups()
+        string, positive, negative = match.groups()
         number = _FIRST + len(literals)
         if string is not None:
             literals[number] = string.replace("''", "'")
             return f"${number}"
-        if integer is not None:
-            literals[number] = integer
+        if positive is not None or negative is not None:
+            literals[number] = positive or f"-{negative}"
             return f"(${number}::int4)"
         if match[0][0] == '"' and len(match[0]) > 1:
             return match[0]

@@ -38,6 +38,9 @@ def without_literals(text: str, params: dict[int, str]) -> Filter | None:
         "ai @> ARRAY[1, 2] AND ai && '{3}' AND 4 = i4",
         "\"t\" = 'a' AND mo > 'ok'",
         "i4 + i2 = 5",
+        "i4 = -5",
+        "i4 = - 5 AND i8 > -17",
+        "i4 IN ( -1, - 2, 3) OR (i4 <> -5)",
         # The grammar of the parser library has a place for a parameter here.
         "d = date '2024-01-01' AND tz = timestamp with time zone '2024-01-01'",
     ],
@@ -58,8 +61,10 @@ def test_literals_that_are_lifted(text: str) -> None:
     [
         # No literal, or none that can be told from what is around it.
         "i4 = $1",
-        "i4 = -5",
-        "i4 = - 5",
+        "i4 = +5",
+        "i4 = - 5::int4",
+        "i4 =-5",
+        "i4 = - -5",
         "n = 5.5",
         "n = 5e3",
         "i8 = 12345678901",
@@ -115,6 +120,17 @@ def test_long_texts_keep_their_limits() -> None:
         *("f4 = float(3) '5'", "ts = timestamp(0) '2024-01-01 00:00:00.7'", "i4 = pg_catalog.int4 '5'", "t = n'abc'"),
         *("i4 = 5 LIMIT 5", "t = 'a' ORDER BY 1", "t = 'a';", "t = 'a' COLLATE \"C\"", "(i4, t) = (5, 'a')"),
         *("i4 = ANY ('{1,2}')", "i4 = ANY (ARRAY[1, 2])", "position('a' in t) = 1", "i4 IN (5)", "i4 IN ('5', 6)"),
+        *(
+            "i4 @>-5",
+            "i4 <-5",
+            "i4 = - 5 [1]",
+            "i4 = - 5 . 5",
+            "i4 = -5 ::int8",
+            "i4 = --5",
+            "abs( -5) = i4",
+            "i4 = -5 5",
+        ),
+        *("i8 = - 5 ^ 2", "i4 = -5::text::int4", "t = '= -5' AND i4 = i2 - 5", "i4 = ( - 5 )", "i4 BETWEEN - 5 AND -3"),
         *("i4 = 5[1]", "t = 'a'[1]", "t = ('a')[1]", "i4 = 5 5", "t = 'a'i4", "i4 = 5AND b", "i4=5", "mo = mood 'ok'"),
     ],
 )
