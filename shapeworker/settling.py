@@ -18,22 +18,18 @@ from typing import Final, NamedTuple
 import structlog
 
 from common.shapelog.description import Description, sync_description, write_description
-from common.shapelog.files import REAL, Files
+from common.shapelog.files import MANY, REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
 from shapeworker.catalog import CatalogDamaged, Complete
 from shapeworker.holdings import Holdings
 from shapeworker.shape import Life, Shape
 
-TOGETHER: Final = 32
-"""From so many shapes on, to sync the file system three times costs less than to sync some files of each, although
-others may have written much to it."""
-
 LOGGED: Final = 10
 """Tables that a line of the log names at most."""
 
-PAUSE: Final = 0.1
-"""Seconds between two groups: nobody waits for them, and larger ones cost less."""
+PAUSE: Final = 0.25
+"""Seconds between two groups, unless many shapes wait by then: no client waits for them, and larger ones cost less."""
 
 log = structlog.get_logger()
 
@@ -57,8 +53,9 @@ class Settling:
         self._holdings = holdings
         self._disk = disk
         self._files = files
-        self.together = TOGETHER
+        self.together = MANY
         self._waiting: list[_Item] = []
+        self._many_wait = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -73,6 +70,8 @@ class Settling:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         assert shape.log is not None
         self._waiting.append(_Item(shape, shape.log, snapshot, done))
+        if len(self._waiting) >= self.together:
+            self._many_wait.set()
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
         return await done
@@ -85,20 +84,24 @@ class Settling:
     async def _run(self) -> None:
         while self._waiting:
             group, self._waiting = [item for item in self._waiting if not item.done.done()], []
+            self._many_wait.clear()
             try:
                 await self._settle(group)
             except BaseException:
                 for item in group:
                     item.done.cancel()
                 raise
-            await asyncio.sleep(PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE):
+                    await self._many_wait.wait()
 
     async def _settle(self, group: list[_Item]) -> None:
         loop = asyncio.get_running_loop()
         for item in group:
             # From here on its commits hold back the durable position; what it wrote before is synced right now.
             item.shape.settling = True
-        failures = await loop.run_in_executor(None, self._sync, group, self._holdings.generation)
+        together = len(group) >= self.together
+        failures = await loop.run_in_executor(None, self._sync, group, together, self._holdings.generation)
         whole: list[_Item] = []
         for item in group:
             if error := failures.get(item.shape.handle):
@@ -107,16 +110,15 @@ class Settling:
                 _tell(item, False)
             else:
                 whole.append(item)
-        await self._enter(whole)
+        await self._enter(whole, together)
 
-    async def _enter(self, group: list[_Item]) -> None:
+    async def _enter(self, group: list[_Item], together: bool) -> None:
         by_partition: dict[int, list[_Item]] = {}
         for item in group:
             by_partition.setdefault(item.shape.partition, []).append(item)
 
         def enter() -> dict[int, set[str] | Failure]:
             found: dict[int, set[str] | Failure] = {}
-            together = len(work) >= self.together
             for catalog, number, rows in work:
                 try:
                     found[number] = catalog.activate(rows, durable=not together)
@@ -151,7 +153,7 @@ class Settling:
 
     # ---- in a thread
 
-    def _sync(self, group: list[_Item], generation: int) -> dict[str, Failure]:
+    def _sync(self, group: list[_Item], together: bool, generation: int) -> dict[str, Failure]:
         """Returns what went wrong, by handle."""
         failures: dict[str, Failure] = {}
 
@@ -171,7 +173,6 @@ class Settling:
             description = Description(generation=generation, request=request, schema=schema)
             write_description(item.shape.directory, description, self._files)
 
-        together = len(group) >= self.together
         if not (together and self._sync_together(group)):
             together = False
             each(_sync_one)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.metrics import Histogram
-from common.shapelog.files import write_back
+from common.shapelog.files import MANY, write_back
 
 INTERVAL = 0.1
 """Seconds between two batches at least: for so long a commit waits before its sync starts, as a rule."""
@@ -25,9 +25,6 @@ SHARE: Final = 1 / 4
 
 LONGEST: Final = 1.0
 """Seconds between two batches at most, however long they take: about what a rewind brings again."""
-
-MANY = 64
-"""From so many dirty logs on, one syncfs of the whole file system is cheaper than an fdatasync of each."""
 
 
 class Log(Protocol):

@@ -13,11 +13,11 @@ import pytest
 
 from common.shape import ShapeRequest
 from common.shapelog import LogWriter, SnapshotWriter, read_description
-from common.shapelog.files import REAL, RealFiles
+from common.shapelog.files import MANY, REAL, RealFiles
 from shapeworker.catalog import ACTIVE
 from shapeworker.holdings import Holdings
 from shapeworker.partition import open_partition
-from shapeworker.settling import TOGETHER, Settling
+from shapeworker.settling import Settling
 from shapeworker.shape import Life, Shape
 from tests.unit.shapeworker.test_catalog import SNAPSHOT, TABLE
 
@@ -95,25 +95,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 async def test_many_are_synced_by_three_syncs_of_the_file_system(bench: Bench) -> None:
-    shapes = [bench.shape(number) for number in range(TOGETHER + 5)]
+    shapes = [bench.shape(number) for number in range(MANY + 5)]
     assert await bench.settle(shapes) == [True] * len(shapes)
     assert bench.entered() == {shape.handle for shape, _ in shapes}
     assert bench.files.synced == []
-    # The catalogs are too few for one more.
-    assert bench.files.of_the_system == 2
+    assert bench.files.of_the_system == 3
     for shape, _ in shapes:
         assert shape.log is not None
         assert not shape.log.dirty, "it can be closed"
         description = read_description(shape.directory)
         assert description is not None
         assert (description.request, description.generation) == (shape.request, 4)
-
-
-async def test_the_catalogs_are_synced_with_the_file_system_if_there_are_many(bench: Bench) -> None:
-    bench.settling.together = 2
-    shapes = [bench.shape(number) for number in range(6)]
-    assert await bench.settle(shapes) == [True] * 6
-    assert bench.files.of_the_system == 3
 
 
 async def test_a_description_is_written_when_all_it_promises_is_on_the_disk(bench: Bench) -> None:

@@ -10,7 +10,8 @@ from threading import Event
 
 import pytest
 
-from shapeworker.sync import MANY, Log, Syncer
+from common.shapelog.files import MANY
+from shapeworker.sync import Log, Syncer
 
 
 class FakeLog:
