@@ -12,7 +12,7 @@ import asyncio
 import resource
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -30,13 +30,11 @@ from common.shape import ShapeRequest, partition_of
 from common.shapelog.files import REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
-from common.table import Table, selection
 from common.xid import Snapshot
 from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogDamaged
-from shapeworker.descriptions import Descriptions
+from shapeworker.definitions import Definition, Definitions
 from shapeworker.endings import Endings
-from shapeworker.filters import Filter, InvalidWhere, make_filter_aside
 from shapeworker.generated_columns import has_generated, unpublished
 from shapeworker.holdings import Holdings
 from shapeworker.joining import Joining
@@ -44,9 +42,10 @@ from shapeworker.obstacles import of_snapshots
 from shapeworker.requests import CannotCreate, invalid
 from shapeworker.settling import Settling
 from shapeworker.shape import Life, Obstructed, Shape
-from shapeworker.snapshot import SnapshotPlan, Snapshots
+from shapeworker.snapshot import Snapshots
 from shapeworker.snapshot_connection import Stopped
 from shapeworker.snapshot_failure import SnapshotFailed
+from shapeworker.snapshot_member import SnapshotPlan
 from shapeworker.sync import Syncer
 
 log = structlog.get_logger()
@@ -73,6 +72,7 @@ class Creator:
         endings: Endings,
         disk: Executor,
         pool: Pool,
+        definitions: Definitions,
         *,
         snapshots: int,
         subscribe: Callable[[Subscribe], None],
@@ -88,6 +88,7 @@ class Creator:
         self._endings = endings
         self._disk = disk
         self._pool = pool
+        self._definitions = definitions
         self._on_written = on_written
         self._on_active = on_active
         self._files = files
@@ -102,7 +103,6 @@ class Creator:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._slots = asyncio.Semaphore(max(1, min(UNFINISHED, descriptors // SHARE)))
         self._joining = Joining(subscribe)
-        self._descriptions = Descriptions(pool)
         self._settling = Settling(settings.storage_dir, holdings, disk, files)
         self._taken = 0
         self._rows = 0
@@ -135,7 +135,7 @@ class Creator:
 
     def subscribe_anew(self) -> None:
         """Another ingester or a new epoch: what was asked or answered before may be lost."""
-        self._descriptions.forget()
+        self._definitions.forget()
         self._joining.ask_anew()
 
     def open(self) -> None:
@@ -185,10 +185,10 @@ class Creator:
     # ---- steps
 
     async def _create(self, request: ShapeRequest) -> Shape:
-        table, selected, filter_, version = await self._described(request)
+        definition = await self._definitions.of(request)
         await self._slots.acquire()
         try:
-            shape = await self._made(request, table, selected, filter_, version)
+            shape = await self._made(request, definition)
         except BaseException:
             self._slots.release()
             raise
@@ -198,9 +198,7 @@ class Creator:
         await asyncio.shield(shape.started)
         return shape
 
-    async def _made(
-        self, request: ShapeRequest, table: Table, selected: tuple[str, ...], filter_: Filter | None, version: str
-    ) -> Shape:
+    async def _made(self, request: ShapeRequest, definition: Definition) -> Shape:
         """A shape whose files are there, and that is being built."""
         loop = asyncio.get_running_loop()
         number = partition_of(request.hash(), self._holdings.total)
@@ -220,13 +218,13 @@ class Creator:
         if self._holdings.partitions.get(number) is not partition or not self._holdings.may_create(number):
             raise _try_again()
         shape = Shape(
-            handle=partition.catalog.create(request, table, selected),
+            handle=partition.catalog.create(request, definition.table, definition.selected),
             request=request,
-            table=table,
-            selected=selected,
+            table=definition.table,
+            selected=definition.selected,
             partition=number,
             storage=self._settings.storage_dir,
-            filter_=filter_,
+            filter_=definition.filter,
         )
         shape.holds_back = False
         shape.started = loop.create_future()
@@ -239,50 +237,10 @@ class Creator:
             self._endings.end(shape, f"its files cannot be made: {error.strerror}")
             raise _try_again() from error
         self._applier.add(shape)
-        shape.building = loop.create_task(self._build(shape, version))
+        shape.building = loop.create_task(self._build(shape, definition.version))
         self._building.add(shape.building)
         shape.building.add_done_callback(self._building.discard)
         return shape
-
-    async def describe(
-        self, request: ShapeRequest, accept: Callable[[Table], Awaitable[None]] | None = None
-    ) -> tuple[Table, tuple[str, ...], Filter | None]:
-        """The table that a shape would be made of, its columns and its filter. Nothing is made by that.
-
-        ``accept`` is asked about the table first. Raises :class:`CannotCreate`, with what a client has to change or for
-        want of a database.
-        """
-        return (await self._described(request, accept))[:3]
-
-    async def _described(
-        self, request: ShapeRequest, accept: Callable[[Table], Awaitable[None]] | None = None
-    ) -> tuple[Table, tuple[str, ...], Filter | None, str]:
-        """As :meth:`describe`, and the table's version."""
-        try:
-            table, version, server_version = await self._descriptions.of(request.schema, request.table)
-        except DATABASE_ERRORS as error:
-            if not is_unavailable(error):
-                raise
-            log.warning("a table cannot be looked up", error=str(error).split("\n")[0])
-            message = "Cannot connect to the database to verify the shape. Please try again later."
-            raise CannotCreate(503, {"message": message}, 1) from error
-        if table is None:
-            name = f'Table "{request.schema}"."{request.table}" does not exist.'
-            hint = "If the table name contains capitals or special characters you must quote it."
-            raise invalid({"table": [f"{name} {hint}"]})
-        if not table.is_replicable:
-            name = f'"{request.schema}"."{request.table}"'
-            raise invalid({"table": [f"Table {name} is unlogged or temporary and cannot be replicated"]})
-        if accept is not None:
-            await accept(table)
-        selected = selection(table, request.columns, server_version)
-        if isinstance(selected, dict):
-            raise invalid(selected)
-        try:
-            filter_ = await make_filter_aside(request, table, server_version)
-        except InvalidWhere as error:
-            raise invalid({error.field: [error.message]}) from None
-        return table, selected, filter_, version
 
     async def _build(self, shape: Shape, version: str) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""

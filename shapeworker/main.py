@@ -63,6 +63,7 @@ from shapeworker.announcer import Announcer
 from shapeworker.apply import RECORDS, Applier, StorageFull
 from shapeworker.catalog import CatalogDamaged
 from shapeworker.creation import Creator
+from shapeworker.definitions import Definitions
 from shapeworker.endings import Endings
 from shapeworker.eviction import Eviction
 from shapeworker.explanation import explanation
@@ -159,6 +160,7 @@ class Worker:
             prefer_ipv6=settings.database_use_ipv6,
             setting=settings.pooled_setting,
         )
+        self._definitions = Definitions(self._pool)
         self._creator = Creator(
             settings,
             self._holdings,
@@ -167,6 +169,7 @@ class Worker:
             self._endings,
             self._disk,
             self._pool,
+            self._definitions,
             snapshots=max(1, connections - lookups - subsets),
             subscribe=self._subscribe,
             on_written=self.written,
@@ -296,8 +299,8 @@ class Worker:
         return [*disk, *self._creator.obstacles(now), *of_loop(late), *self._obstacles_around()][:TOLD]
 
     async def _explain(self, request: ShapeRequest) -> bytes:
-        table, _, filter_ = await self._creator.describe(request)
-        return await asyncio.to_thread(explanation, table, filter_)
+        definition = await self._definitions.of(request)
+        return await asyncio.to_thread(explanation, definition.table, definition.filter)
 
     async def _sweep(self) -> None:
         while True:
@@ -541,7 +544,7 @@ class Worker:
         self._requests.message(parts)
 
     async def _check(self, request: ShapeRequest, subset: SubsetRequest) -> None:
-        await self._creator.describe(request, lambda table: self._subsets.check(table, subset))
+        await self._definitions.of(request, lambda table: self._subsets.check(table, subset))
 
     def _fed_here(self, partition: int) -> bool:
         return partition in self._fed and self._holdings.may_create(partition)

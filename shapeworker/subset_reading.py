@@ -19,11 +19,11 @@ from common.subset import SubsetRequest
 from common.xid import Snapshot
 from shapeworker.idle_connections import IdleConnections
 from shapeworker.shape import Shape
-from shapeworker.snapshot import COMMIT_SECONDS
 from shapeworker.snapshot_connection import DeadlinePassed, SnapshotConnection
 from shapeworker.snapshot_failure import OF_VALUES, RETRY_AFTER, SnapshotFailed, failure, grant
 from shapeworker.snapshot_items import SnapshotItems
 from shapeworker.snapshot_start import await_flush, start
+from shapeworker.snapshot_work import COMMIT_SECONDS
 from shapeworker.spool import Spool
 from shapeworker.subset_query import InvalidSubset, subset_statement, understand
 

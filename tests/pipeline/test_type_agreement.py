@@ -21,7 +21,8 @@ from common import pgoutput
 from common.postgres import session_settings
 from common.table import Table, describe, selection
 from shapeworker.projection import Projection, transaction_headers
-from shapeworker.snapshot import SnapshotPlan, Snapshots
+from shapeworker.snapshot import Snapshots
+from shapeworker.snapshot_member import SnapshotPlan
 
 HOSTILE = (
     "",

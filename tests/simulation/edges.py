@@ -44,6 +44,8 @@ import shapeworker.main
 import shapeworker.reconciler
 import shapeworker.settling
 import shapeworker.snapshot
+import shapeworker.snapshot_member
+import shapeworker.snapshot_work
 from common.shapelog import files, writer
 from tests.simulation import database as db
 from tests.simulation.catalog import SimSqlite
@@ -239,13 +241,13 @@ def replaced(
         (shapeworker.descriptions, "describe", db.describe),
         (shapeworker.descriptions, "version", db.version),
         (shapeworker.catalog, "sqlite3", SimSqlite(disk)),
-        (shapeworker.snapshot, "SnapshotConnection", lambda _, stop: db.SimSnapshotConnection(database, stop)),
-        (shapeworker.snapshot, "copy_statement", db.copy_statement),
-        (shapeworker.snapshot, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
-        (shapeworker.settling, "TOGETHER", sizes["together"]),
+        (shapeworker.snapshot_work, "SnapshotConnection", lambda _, stop: db.SimSnapshotConnection(database, stop)),
+        (shapeworker.snapshot_work, "copy_statement", db.copy_statement),
+        (shapeworker.snapshot_member, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
+        (shapeworker.settling, "MANY", sizes["together"]),
         (shapeworker.snapshot, "resolve", resolve),
         (shapeworker.snapshot, "Event", lambda: SimEvent(scheduler)),
-        (shapeworker.snapshot, "Future", lambda: SimFuture(scheduler)),
+        (shapeworker.snapshot_work, "Future", lambda: SimFuture(scheduler)),
         (gateway.main, "Instruments", SimInstruments),
         (gateway.gateway, "Channel", SimChannel),
         (gateway.gateway, "connected", connected),

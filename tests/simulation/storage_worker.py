@@ -20,16 +20,18 @@ from common.xid import Snapshot
 from shapeworker.apply import Applier, StorageFull
 from shapeworker.catalog import Catalog, Complete, ShapeRow
 from shapeworker.creation import Creator
+from shapeworker.definitions import Definition, Definitions
 from shapeworker.endings import Endings
-from shapeworker.filters import Filter, make_filter
+from shapeworker.filters import make_filter
 from shapeworker.holdings import Holdings
 from shapeworker.logs import OpenLogs
 from shapeworker.ownership import Ownership
 from shapeworker.partition import Partition, open_partition
 from shapeworker.shape import Shape
-from shapeworker.snapshot import SnapshotPlan, Snapshots, SnapshotSink, SnapshotTaken
+from shapeworker.snapshot import Snapshots
 from shapeworker.snapshot_connection import Stopped
 from shapeworker.snapshot_failure import SnapshotFailed
+from shapeworker.snapshot_member import SnapshotPlan, SnapshotSink, SnapshotTaken
 from shapeworker.sync import Log, Syncer
 from tests.simulation.storage_disk import Process
 from tests.simulation.storage_loop import Loop
@@ -138,14 +140,12 @@ async def _in_thread(call: Callable[[], None]) -> None:
         await asyncio.wait([running])
 
 
-class _Creator(Creator):
+class _Definitions(Definitions):
     """Looks tables up in the model."""
 
-    async def _described(
-        self, request: ShapeRequest, accept: object = None
-    ) -> tuple[Table, tuple[str, ...], Filter | None, str]:
+    async def of(self, request: ShapeRequest, accept: object = None) -> Definition:
         table = next(table for table in TABLES if table.name == request.table)
-        return table, ("id", "v"), make_filter(request, table), ""
+        return Definition(table, ("id", "v"), make_filter(request, table), "")
 
 
 class Worker:
@@ -188,7 +188,7 @@ class Worker:
             pooled_database_url="postgresql://nowhere/nothing",
             database_use_ipv6=False,
         )
-        self.creator = _Creator(
+        self.creator = Creator(
             cast(Any, settings),
             self.holdings,
             self.applier,
@@ -196,6 +196,7 @@ class Worker:
             self.endings,
             disk,
             cast(Any, None),
+            _Definitions(cast(Any, None)),
             snapshots=1,
             subscribe=self.subscriptions.append,
             on_written=self.written,

@@ -21,9 +21,11 @@ from common.postgres import conninfo
 from common.shapelog import LogWriter, ShapeReader, SnapshotState, SnapshotWriter
 from common.table import describe
 from common.xid import Snapshot
-from shapeworker.snapshot import SnapshotPlan, Snapshots, SnapshotTaken, end_line
+from shapeworker.snapshot import Snapshots
 from shapeworker.snapshot_connection import SnapshotConnection, Stopped
 from shapeworker.snapshot_failure import SnapshotFailed, failure
+from shapeworker.snapshot_member import SnapshotPlan, SnapshotTaken
+from shapeworker.snapshot_work import end_line
 
 PATIENCE = 60.0
 """Seconds after which something hangs."""

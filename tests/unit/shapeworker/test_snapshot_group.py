@@ -11,10 +11,11 @@ import pytest
 from psycopg import sql
 
 from shapeworker import snapshot_start
-from shapeworker.snapshot import Snapshots, SnapshotTaken
+from shapeworker.snapshot import Snapshots
 from shapeworker.snapshot_connection import Stopped
 from shapeworker.snapshot_failure import SnapshotFailed
 from shapeworker.snapshot_group import CAUTION_SECONDS, LARGEST, GroupSizes, read_group
+from shapeworker.snapshot_member import SnapshotTaken
 from tests.unit.shapeworker.test_snapshot import SERIES, Bench, Sink
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text)"
@@ -64,7 +65,7 @@ async def test_rows_that_come_after_the_snapshot_are_in_none(bench: Bench, monke
             writer.execute("INSERT INTO t VALUES (3)")
         return read_group(*arguments)
 
-    monkeypatch.setattr("shapeworker.snapshot.read_group", late)
+    monkeypatch.setattr("shapeworker.snapshot_work.read_group", late)
     found = await take(bench, "id > 1", "id > 0")
     assert [ids(sink) for sink, _ in found] == [[2], [1, 2]]
 
