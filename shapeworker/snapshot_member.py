@@ -44,7 +44,8 @@ class SnapshotTaken(NamedTuple):
 
 
 class SnapshotSink(Protocol):
-    """Where rows go; called in the snapshot's thread only. ``OSError`` ends the snapshot and is raised by ``take``."""
+    """Where rows go: from the snapshot's thread, or all at once from the loop while that waits. ``OSError`` ends the
+    snapshot and is raised by ``take``."""
 
     def add(self, items: bytes, rows: int) -> None:
         """The items of so many rows, each followed by the log's separator."""

@@ -1,7 +1,4 @@
-"""Reading the snapshots of a group, in a thread beside the loop that applies transactions.
-
-Whatever is not the thread's own, that is all but the connection and the sinks, is looked at and changed on the loop.
-"""
+"""Reading the snapshots of a group, in a thread beside the loop that applies transactions."""
 
 from __future__ import annotations
 
@@ -103,10 +100,6 @@ class SnapshotWork:
             version=plan.version,
         )
 
-    def _begin(self, begun: Start) -> list[Member]:
-        """Those that still want rows."""
-        return self._call(lambda: [member for member in self._members if member.begin(begun.snapshot, begun.position)])
-
     def _call(self, function: Callable[[], T]) -> T:
         return _call_on(self._loop, self._stop, function)
 
@@ -118,30 +111,27 @@ class SnapshotWork:
         asked = [member for member in self._members if member.plan.log == "full"]
         statements = [copy_statement(begun.table, member.plan.selected, member.plan.condition) for member in asked]
         read, flushed = read_group(connection, statements, begun.position)
-        rows = dict(zip(asked, read, strict=True))
-        outcomes: dict[Member, SnapshotTaken | Exception] = {}
-        accepted = self._begin(begun)
+        found = {
+            member: (SnapshotItems(begun.table, member.plan.selected).of(rows) if rows else b"", len(rows))
+            for member, rows in zip(asked, read, strict=True)
+        }
         end = end_line(begun.snapshot)
-        for member in accepted:
-            found = rows.get(member, [])
-            try:
-                if found:
-                    member.sink.add(SnapshotItems(begun.table, member.plan.selected).of(found), len(found))
-                member.sink.finish(end)
-                outcomes[member] = SnapshotTaken(begun.snapshot, begun.position, len(found))
-            except (OSError, ValueError) as error:
-                outcomes[member] = error
-        readable = [member for member in accepted if isinstance(outcomes[member], SnapshotTaken)]
-        self._loop.call_soon_threadsafe(_tell_readable, readable)
+
+        def write() -> list[SnapshotTaken | Exception]:
+            return [_written(member, begun, *found.get(member, (b"", 0)), end) for member in self._members]
+
+        # On the loop, as logs are written: a thread that makes many short calls waits after each until the loop pauses.
+        outcomes = self._call(write)
         if not flushed:
             await_flush(connection, begun.position, self._stop)
-        return [outcomes.get(member, Stopped()) for member in self._members]
+        return outcomes
 
     def _alone(self, connection: SnapshotConnection) -> list[SnapshotTaken | Exception]:
         begun = self._start(connection)
-        if not self._begin(begun):
+        (member,) = self._members
+        if not self._call(lambda: member.begin(begun.snapshot, begun.position)):
             raise Stopped
-        on_readable = self._members[0].on_readable
+        on_readable = member.on_readable
         rows = 0
         if self._plan.log == "full":
             rows = self._stream(connection, begun.table, lambda: self._call(on_readable))
@@ -182,9 +172,18 @@ class SnapshotWork:
         return count
 
 
-def _tell_readable(members: list[Member]) -> None:
-    for member in members:
-        member.on_readable()
+def _written(member: Member, begun: Start, items: bytes, rows: int, end: bytes) -> SnapshotTaken | Exception:
+    """What becomes of a member, if it still wants rows, when all of them are at hand."""
+    if not member.begin(begun.snapshot, begun.position):
+        return Stopped()
+    try:
+        if rows:
+            member.sink.add(items, rows)
+        member.sink.finish(end)
+    except (OSError, ValueError) as error:
+        return error
+    member.on_readable()
+    return SnapshotTaken(begun.snapshot, begun.position, rows)
 
 
 def end_line(snapshot: Snapshot) -> bytes:
