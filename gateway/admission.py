@@ -31,6 +31,14 @@ SPARE_FILES: Final = 200
 """Descriptors that a gateway needs for other things than clients, at least."""
 
 
+def budget_of(handle: object, exists: Callable[[str], bool]) -> Budget:
+    """Which budget a request counts against; of all it says, only its ``handle`` matters (http-api.md 28.2).
+
+    ``exists`` tells whether there is a shape with this handle.
+    """
+    return "existing" if isinstance(handle, str) and exists(handle) else "initial"
+
+
 def short_of_files(limits: Mapping[str, int], files: int) -> str:
     """Why a process that may open so many ``files`` cannot have as many clients as the limits allow; "" if it can."""
     needed = sum(limits.values()) + SPARE_FILES

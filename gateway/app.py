@@ -14,7 +14,7 @@ from common.messages import Refusal
 from common.obstacles import Obstacle
 from common.subset import SubsetRequest
 from gateway import openapi, response
-from gateway.admission import Admission, Budget, Ticket
+from gateway.admission import Admission, Ticket, budget_of
 from gateway.body import BadBody, merged, read_body
 from gateway.checks import Checks
 from gateway.deletion import Deletion
@@ -218,7 +218,7 @@ class App:
         elif method == "DELETE":
             await exchange.answer(await self._delete(query))
         else:
-            budget = self._budget(query.get("handle"))
+            budget = budget_of(query.get("handle"), self._shapes.exists)
             ticket = self._admission.admit(budget)
             if ticket is None:
                 kind: response.Kind = "write" if method == "POST" else "read"
@@ -252,10 +252,6 @@ class App:
             await self._delivery.run(exchange, query, shape)
         else:
             await self._subsets.run(exchange, query, subset, shape)
-
-    def _budget(self, handle: Value | None) -> Budget:
-        """Which budget a request counts against; of all it says, only its handle matters (http-api.md 28.2)."""
-        return "existing" if isinstance(handle, str) and self._shapes.exists(handle) else "initial"
 
     async def _explain(self, query: Mapping[str, Value], exchange: Exchange) -> None:
         if not is_authorized(query, self._secret):

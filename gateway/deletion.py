@@ -10,7 +10,8 @@ from gateway import response
 from gateway.reception import declined
 from gateway.request import DeleteQuery
 from gateway.response import Answer
-from gateway.shapes import Shape, Shapes, Unavailable
+from gateway.shape import Shape
+from gateway.shapes import Shapes, Unavailable
 
 MISMATCH = (
     "The specified shape definition and handle do not match. Please ensure the shape definition is correct or omit the"

@@ -16,12 +16,13 @@ from common.messages import STATUS_TOPIC, decode_status
 from common.obstacles import Obstacle, ObstacleLog
 from common.sockets import Channel, connected
 from gateway.admission import Admission, short_of_files
+from gateway.answers import LiveAnswers, Policy
 from gateway.app import App
 from gateway.checks import Checks
 from gateway.compression import Compression
 from gateway.connection import Server
 from gateway.deletion import Deletion
-from gateway.delivery import Delivery, LiveAnswers, Policy
+from gateway.delivery import Delivery
 from gateway.exchange import Exchange
 from gateway.hints import Hints
 from gateway.live import Live
@@ -30,7 +31,8 @@ from gateway.progress import Progress
 from gateway.reception import Reception
 from gateway.response import CachePolicy
 from gateway.service import Service
-from gateway.shapes import Shape, Shapes
+from gateway.shape import Shape
+from gateway.shapes import Shapes
 from gateway.shortcut import Shortcut
 from gateway.subset_delivery import SubsetDelivery
 from gateway.touches import Touches

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from common.lsn import SNAPSHOT_END, Offset
-from gateway.shapes import ShapeGone
+from gateway.shape import ShapeGone
 from gateway.wheel import Wheel
 
 LOOK_EVERY: Final = 1.0
@@ -25,7 +25,7 @@ A = TypeVar("A")
 
 
 class Watched(Protocol):
-    """A shape that can be waited on (:class:`gateway.shapes.Shape`)."""
+    """A shape that can be waited on (:class:`gateway.shape.Shape`)."""
 
     @property
     def handle(self) -> str:

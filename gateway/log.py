@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, SNAPSHOT_END, Offset
 from common.shapelog.layout import Header, Record, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
-from gateway.shapes import ShapeGone
+from gateway.shape import ShapeGone
 
 SLICE: Final = 64 * 1024
 """The most bytes of a log that one client pins in memory, but for few: thousands may stop reading."""

@@ -13,7 +13,8 @@ from gateway.admission import Ticket
 from gateway.exchange import Exchange
 from gateway.request import LogQuery
 from gateway.response import Answer, Kind
-from gateway.shapes import Shape, Shapes, Unavailable
+from gateway.shape import Shape
+from gateway.shapes import Shapes, Unavailable
 
 
 def declined(why: Refusal | Unavailable, kind: Kind = "read") -> Answer:

@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 from common.shapelog.layout import DamagedLog
-from gateway.admission import Admission, Budget
+from gateway.admission import Admission, budget_of
 from gateway.delivery import Delivery, End
 from gateway.exchange import Exchange
 from gateway.live import Gone, Live, Outcome, Waiter
 from gateway.request import LogQuery
 from gateway.response import Answer
-from gateway.shapes import Shape, ShapeGone, Shapes
+from gateway.shape import Shape, ShapeGone
+from gateway.shapes import Shapes
 
 LongWay = Callable[[Exchange], Coroutine[Any, Any, None]]
 """Answers a request from its beginning."""
@@ -48,7 +49,7 @@ class Shortcut:
         shape = self._shapes.at_hand(query.shape)
         if shape is None or (query.resumes and query.handle != shape.handle):
             return False
-        budget: Budget = "existing" if query.handle is not None and self._shapes.exists(query.handle) else "initial"
+        budget = budget_of(query.handle, self._shapes.exists)
         if not self.admission.take(budget):
             return False
         try:

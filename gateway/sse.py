@@ -18,14 +18,15 @@ from gateway import events, log, response
 from gateway.exchange import Exchange, frame
 from gateway.live import Changed, Gone, Live, Outcome, Waiter
 from gateway.response import Answer
-from gateway.shapes import Shape, ShapeGone
+from gateway.shape import Shape, ShapeGone
 
 STREAM_SECONDS: Final = 60.0
 """How long a stream lasts. Caches may keep it for a second less (:data:`gateway.response.EVENTS_MAX_AGE`)."""
 
-BACKLOG_SECONDS: Final = 1.0
+BACKLOG_SECONDS: Final = 1.1
 """How long a stream lasts at least that had a backlog to send. It is to end, so that caches can hold it; but clients
-take a shorter one for the work of a proxy that cannot stream, and after three of them give up on events."""
+take one of less than a second for the work of a proxy that cannot stream, and after three of them give up on events.
+They read a wall clock, in whole milliseconds, which may be set right meanwhile: hence the tenth."""
 
 KEEP_ALIVE_SECONDS: Final = 21.0
 """Silence after which a comment is sent."""

@@ -22,7 +22,8 @@ from gateway.reception import Reception, declined
 from gateway.request import LogQuery
 from gateway.response import Answer
 from gateway.service import Service
-from gateway.shapes import READY_TIMEOUT, RETRY_DELAY, Shape, ShapeGone, Unavailable
+from gateway.shape import Shape, ShapeGone
+from gateway.shapes import READY_TIMEOUT, RETRY_DELAY, Unavailable
 from gateway.workers import WorkerLost, Workers
 
 ANSWER_TIMEOUT: Final = 75.0

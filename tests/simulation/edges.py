@@ -22,6 +22,7 @@ import zmq
 import gateway.finder
 import gateway.gateway
 import gateway.main
+import gateway.shape
 import gateway.shapes
 import gateway.touches
 import gateway.workers
@@ -254,6 +255,7 @@ def replaced(
         (gateway.workers, "Channel", SimChannel),
         (gateway.workers, "connected", connected),
         (gateway.workers, "parse_monitor_message", lambda _: {"event": zmq.EVENT_DISCONNECTED}),
+        (gateway.shape, "os", SimOs),
         (gateway.shapes, "os", SimOs),
         (gateway.finder, "os", SimOs),
         (ingester.fanout, "FRAME_BYTES", sizes["frame"]),

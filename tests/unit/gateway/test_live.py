@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.lsn import SNAPSHOT_END, Offset
 from gateway.live import LINGER, LOOK_EVERY, Changed, Expired, Gone, Live, Outcome, Waiter
-from gateway.shapes import ShapeGone
+from gateway.shape import ShapeGone
 from gateway.wheel import TICK, Wheel
 
 
