@@ -179,6 +179,11 @@ class Settings(BaseSettings):
         return "DATABASE_URL" if self.pooled_database_url == self.database_url else "ELECTRIC_POOLED_DATABASE_URL"
 
     @property
+    def has_pooler(self) -> bool:
+        """Whether queries go to another place than replication, so that each transaction may get another session."""
+        return self.pooled_database_url != self.database_url
+
+    @property
     def publication_name(self) -> str:
         """The publication that Galvanic adds tables to."""
         return f"electric_publication_{self.stream_id}"

@@ -16,6 +16,9 @@ Kind = Literal["word", "parameter", "comment", "exact"]
 means something else with any byte changed: operators, numbers, all that stands in quotes."""
 
 _COMMENTS: Final = frozenset((Token.SQL_COMMENT, Token.C_COMMENT))
+_NCHAR: Final = int(Token.NCHAR)
+_IDENT: Final = int(Token.IDENT)
+_PARAM: Final = int(Token.PARAM)
 _QUOTE: Final = ord('"')
 
 
@@ -57,16 +60,16 @@ def tokens(sql: bytes, limit: int) -> list[tuple[Kind, bytes]] | None:
         return None
     found: list[tuple[Kind, bytes]] = []
     for token in scanned.tokens:
-        text = sql[token.start : token.end]
-        if token.token == Token.NCHAR:
+        text, number = sql[token.start : token.end], token.token
+        if number == _NCHAR:
             # N'…' is this keyword and a text; an n by itself would be a column.
             found.append(("word", b"nchar"))
-        elif token.keyword_kind or (token.token == Token.IDENT and text[0] != _QUOTE):
+        elif token.keyword_kind or (number == _IDENT and text[0] != _QUOTE):
             found.append(("word", text))
-        elif token.token == Token.PARAM:
+        elif number == _PARAM:
             found.append(("parameter", text))
         else:
-            found.append(("comment" if token.token in _COMMENTS else "exact", text))
+            found.append(("comment" if number in _COMMENTS else "exact", text))
     return found
 
 

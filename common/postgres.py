@@ -264,16 +264,22 @@ async def resolve(text: str, prefer_ipv6: bool) -> str:
     return make_conninfo(text, **several)
 
 
+_NEVER: Final = 1 << 30
+"""After so many executions psycopg would prepare a statement by itself; ``None`` forbids it altogether."""
+
+
 async def connect(
     url: str,
     application_name: str,
     *,
     replication: bool = False,
     pooled: bool = False,
+    prepares: bool = False,
     prefer_ipv6: bool = False,
     setting: str = "DATABASE_URL",
 ) -> Connection:
-    """A new connection in autocommit mode, without prepared statements.
+    """A new connection in autocommit mode. If it ``prepares``, statements executed with ``prepare=True`` are prepared,
+    and no others: it must not go through a pooler.
 
     Unless ``pooled``, the settings of ``session_settings`` are in force. With ``replication`` it is a walsender that
     also takes SQL, but only through the simple protocol: no parameters in ``execute``. Raises ``psycopg.Error``, for
@@ -281,7 +287,9 @@ async def connect(
     """
     try:
         text = await resolve(conninfo(url, application_name, replication=replication), prefer_ipv6)
-        connection = await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=None)
+        connection = await psycopg.AsyncConnection.connect(
+            text, autocommit=True, prepare_threshold=_NEVER if prepares else None
+        )
     except psycopg.OperationalError as error:
         raise CannotConnect(str(error), setting) from error
     try:
@@ -307,6 +315,7 @@ class Pool:
         size: int,
         *,
         pooled: bool = False,
+        prepares: bool = False,
         prefer_ipv6: bool = False,
         setting: str = "DATABASE_URL",
         patience: float = 5.0,
@@ -314,9 +323,10 @@ class Pool:
     ) -> None:
         """``patience``: seconds a caller waits for its turn. ``keep``: seconds an unused connection is kept.
 
-        ``setting`` is the variable that the URL comes from.
+        ``setting`` is the variable that the URL comes from; ``prepares`` as for :func:`connect`.
         """
         self._url, self._name, self._pooled, self._prefer_ipv6 = url, application_name, pooled, prefer_ipv6
+        self._prepares = prepares
         self._setting = setting
         self._patience, self._keep = patience, keep
         self._turns = asyncio.Semaphore(size)
@@ -357,7 +367,12 @@ class Pool:
                 return connection
             await connection.close()
         return await connect(
-            self._url, self._name, pooled=self._pooled, prefer_ipv6=self._prefer_ipv6, setting=self._setting
+            self._url,
+            self._name,
+            pooled=self._pooled,
+            prepares=self._prepares,
+            prefer_ipv6=self._prefer_ipv6,
+            setting=self._setting,
         )
 
     async def _give_back(self, connection: Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -288,7 +289,8 @@ def difference(
     return None
 
 
-def schema_header(table: Table, selected: Iterable[str]) -> str:
+@lru_cache(maxsize=256)
+def schema_header(table: Table, selected: tuple[str, ...]) -> str:
     """The ``electric-schema`` header (http-api.md 24), in ASCII so that every HTTP stack carries it unchanged."""
     columns = {column.name: column for column in table.columns}
     properties = {name: _properties(columns[name]) for name in sorted(selected)}

@@ -35,7 +35,7 @@ _VERSION_BY_NAME: Final = _VERSION.format(match="n.nspname = $1::pg_catalog.text
 async def version(connection: psycopg.AsyncConnection[Any], schema: str, name: str) -> str | None:
     """The version of the relation with this name; ``None`` if there is none. One round trip."""
     async with psycopg.AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(_VERSION_BY_NAME.encode(), (schema, name))
+        await cursor.execute(_VERSION_BY_NAME.encode(), (schema, name), prepare=True)
         row = await cursor.fetchone()
     return None if row is None else str(row[0])
 

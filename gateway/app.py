@@ -85,7 +85,7 @@ def _parse_plain(text: str) -> Plain | None:
         return None
     try:
         parameters = _parse_query(target.query)
-        query, subset = _parse(parameters)
+        query, subset = _parse_text(target.query)
     except (UnicodeDecodeError, InvalidRequest):
         return None
     return Plain(parameters, query) if subset is None and query.queryable is None else None

@@ -87,6 +87,7 @@ class Ingester:
             "galvanic admin",
             max(4, settings.db_pool_size // 4),
             pooled=True,
+            prepares=not settings.has_pooler,
             prefer_ipv6=settings.database_use_ipv6,
             setting=settings.pooled_setting,
         )

@@ -164,7 +164,8 @@ async def look_all(connection: Connection, publication: str, oids: Iterable[int]
     """Looks tables up, all at the same moment. Raises ``psycopg.Error``."""
     schemas = _SCHEMAS if connection.info.server_version >= 150000 else ""
     parameters = {"oids": list(oids), "publication": publication}
-    cursor = await connection.execute(_LOOK.format(schemas=schemas).encode(), parameters)
+    # To plan it takes three times as long as to execute it.
+    cursor = await connection.execute(_LOOK.format(schemas=schemas).encode(), parameters, prepare=True)
     return {row[0]: msgspec.convert(row[1], Look, str_keys=True) for row in await cursor.fetchall()}
 
 

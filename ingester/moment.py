@@ -14,7 +14,7 @@ async def full_xid(admin: Connection) -> int:
 
 async def current_snapshot(connection: Connection) -> Snapshot:
     """What a snapshot taken now shows."""
-    cursor = await connection.execute("SELECT pg_current_snapshot()::text")
+    cursor = await connection.execute("SELECT pg_current_snapshot()::text", prepare=True)
     row = await cursor.fetchone()
     assert row is not None
     return Snapshot.parse(row[0])

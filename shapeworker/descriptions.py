@@ -70,6 +70,9 @@ class Descriptions:
             if table is None or not is_told_by_version(table):
                 return Described(table, "", server_version)
             after = await version(connection, schema, name)
+        if known is not None and table == known.table:
+            # One object for all shapes of a table, which is compared with itself for each new one.
+            table = known.table
         if after is None or after != before:
             # Altered meanwhile: no knowing whether before the description was made.
             return Described(table, "", server_version)

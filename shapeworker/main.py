@@ -157,6 +157,7 @@ class Worker:
             f"galvanic {worker_id}",
             lookups,
             pooled=True,
+            prepares=not settings.has_pooler,
             prefer_ipv6=settings.database_use_ipv6,
             setting=settings.pooled_setting,
         )

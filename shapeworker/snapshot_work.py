@@ -106,13 +106,16 @@ class SnapshotWork:
     def _together(self, connection: SnapshotConnection) -> list[SnapshotTaken | Exception]:
         begun = self._start(connection)
         for plan in (member.plan for member in self._members):
-            if difference(plan.table, begun.table, plan.selected, plan.explicit, plan.required) is not None:
+            if plan.table is not begun.table and (
+                difference(plan.table, begun.table, plan.selected, plan.explicit, plan.required) is not None
+            ):
                 raise Again
         asked = [member for member in self._members if member.plan.log == "full"]
         statements = [copy_statement(begun.table, member.plan.selected, member.plan.condition) for member in asked]
         read, flushed = read_group(connection, statements, begun.position)
+        items = {columns: SnapshotItems(begun.table, columns) for columns in {member.plan.selected for member in asked}}
         found = {
-            member: (SnapshotItems(begun.table, member.plan.selected).of(rows) if rows else b"", len(rows))
+            member: (items[member.plan.selected].of(rows) if rows else b"", len(rows))
             for member, rows in zip(asked, read, strict=True)
         }
         end = end_line(begun.snapshot)

@@ -285,7 +285,7 @@ async def test_schema_header_has_the_modifiers_clients_know(database: str) -> No
         "mods",
     )
     assert found is not None
-    header = json.loads(schema_header(found, [c.name for c in found.columns]))
+    header = json.loads(schema_header(found, tuple(c.name for c in found.columns)))
     assert header == {
         "id": {"type": "int4", "not_null": True, "pk_index": 0},
         "vc": {"type": "varchar", "max_length": 20, "not_null": True},
