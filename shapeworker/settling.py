@@ -29,7 +29,10 @@ LOGGED: Final = 10
 """Tables that a line of the log names at most."""
 
 PAUSE: Final = 0.25
-"""Seconds between two groups, unless many shapes wait by then: no client waits for them, and larger ones cost less."""
+"""Seconds between two groups: no client waits for them, and larger ones cost less."""
+
+ENOUGH: Final = 64
+"""If so many shapes wait, the next group begins at once: by then the catalogs, too, have some each."""
 
 log = structlog.get_logger()
 
@@ -55,7 +58,7 @@ class Settling:
         self._files = files
         self.together = MANY
         self._waiting: list[_Item] = []
-        self._many_wait = asyncio.Event()
+        self._enough_wait = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -70,8 +73,8 @@ class Settling:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         assert shape.log is not None
         self._waiting.append(_Item(shape, shape.log, snapshot, done))
-        if len(self._waiting) >= self.together:
-            self._many_wait.set()
+        if len(self._waiting) >= ENOUGH:
+            self._enough_wait.set()
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
         return await done
@@ -84,7 +87,7 @@ class Settling:
     async def _run(self) -> None:
         while self._waiting:
             group, self._waiting = [item for item in self._waiting if not item.done.done()], []
-            self._many_wait.clear()
+            self._enough_wait.clear()
             try:
                 await self._settle(group)
             except BaseException:
@@ -93,7 +96,7 @@ class Settling:
                 raise
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PAUSE):
-                    await self._many_wait.wait()
+                    await self._enough_wait.wait()
 
     async def _settle(self, group: list[_Item]) -> None:
         loop = asyncio.get_running_loop()

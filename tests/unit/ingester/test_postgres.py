@@ -329,3 +329,16 @@ async def test_a_closed_pool_keeps_no_connection(pool: Pool) -> None:
     async with pool.connection() as connection:
         await pool.close()
     assert connection.closed
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+async def test_only_what_is_meant_to_be_is_prepared_and_only_without_a_pooler(database: str, prepares: bool) -> None:
+    pool = Pool(database, "galvanic test", 1, prepares=prepares)
+    async with pool.connection() as connection:
+        for _ in range(10):
+            await connection.execute("SELECT 1 + %s", [2])
+            await connection.execute("SELECT 1; SELECT 2")
+            await connection.execute("SELECT 2 + %s", [2], prepare=True)
+        found = await (await connection.execute("SELECT statement FROM pg_prepared_statements")).fetchall()
+    assert found == ([("SELECT 2 + $1",)] if prepares else [])
+    await pool.close()

@@ -37,7 +37,7 @@ ALTERATIONS = (
 class Bench:
     def __init__(self, url: str, connection: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
         self.connection = connection
-        self.pool = Pool(url, "test", 3)
+        self.pool = Pool(url, "test", 3, prepares=True)
         self.descriptions = Descriptions(self.pool)
         self.looks = 0
 
@@ -81,6 +81,14 @@ async def test_whatever_changes_is_seen_at_once(bench: Bench) -> None:
         after = await bench.descriptions.of("public", "t")
         assert after.table == await describe(bench.connection, "public", "t")
         assert after.version != before.version, statement
+
+
+async def test_what_is_equal_is_one_object(bench: Bench) -> None:
+    before = await bench.descriptions.of("public", "t")
+    await bench.execute("ALTER TABLE t SET (fillfactor = 90)")
+    after = await bench.descriptions.of("public", "t")
+    assert after.version != before.version
+    assert after.table is before.table
 
 
 async def test_types_that_may_be_altered_are_looked_up_each_time(bench: Bench) -> None:
