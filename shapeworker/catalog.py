@@ -221,18 +221,15 @@ class Catalog:
         return self._now() + RESERVED_US // 4 < self._reserved
 
     def reserve(self) -> None:
-        """Have some times to make handles of. As with every commit that is not told otherwise, all that was committed
-        before is on the disk, too, when this returns."""
+        """Have some times to make handles of."""
         reserved = self._now() + RESERVED_US
         with _damage_told():
             self._set_meta("last_created", str(reserved))
         self._reserved = reserved
 
-    def activate(self, shapes: Iterable[Complete], *, durable: bool = True) -> set[str]:
+    def activate(self, shapes: Iterable[Complete]) -> set[str]:
         """The shapes are complete and durable: from now on they survive. Returns the handles of those that had not
         ended before, all entered in one transaction.
-
-        Unless ``durable``, this does not wait for the disk: they count only when the file system has been synced.
 
         A shape that lives here for the same request still waits for its tombstone, which the disk may have refused, and
         gets it now, so that a restart finds one at most (INV-15).
@@ -240,22 +237,21 @@ class Catalog:
         complete = [(shape, made) for shape in shapes if (made := self._made.pop(shape.handle, None)) is not None]
         if not complete:
             return set()
+        # The commit waits for the disk itself. A sync of the file system behind the commits of many catalogs would not
+        # do: what it fails to write of one is in the middle of that catalog's log, and takes with it what comes later.
         try:
-            if not durable:
-                # SQLite then syncs at checkpoints only, each time before it overwrites what may be needed.
-                self._db.execute("PRAGMA synchronous = NORMAL")
             self._enter(complete)
         except BaseException:
             self._doubtful.update(shape.handle for shape, _ in complete)
             raise
-        finally:
-            if not durable:
-                self._db.execute("PRAGMA synchronous = FULL")
         return {shape.handle for shape, _ in complete}
 
     def _enter(self, complete: Iterable[tuple[Complete, _Made]]) -> None:
+        reserved = self._now() + RESERVED_US
         with _damage_told(), self._db:
             self._db.execute("BEGIN")
+            # While the disk is waited for anyway.
+            self._set_meta("last_created", str(reserved))
             for shape, made in complete:
                 request = msgspec.msgpack.encode(made.request)
                 self._db.execute(
@@ -275,6 +271,7 @@ class Catalog:
                         str(shape.filter_until),
                     ),
                 )
+        self._reserved = reserved
 
     def end(self, handle: str, reason: str) -> None:
         """The tombstone: from here on the shape no longer exists, also after a crash."""

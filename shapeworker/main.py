@@ -236,6 +236,7 @@ class Worker:
 
     async def run(self) -> int:
         """Work until told to stop. Returns the exit code."""
+        await asyncio.to_thread(self._syncer.open)
         await asyncio.to_thread(self._creator.open)
         for work in (self._ownership.run(), self._syncer.run(), self._reconciler.run(), self._beat(), self._sweep()):
             self._crash.spawn(work)

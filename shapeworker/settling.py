@@ -34,6 +34,8 @@ PAUSE: Final = 0.25
 ENOUGH: Final = 64
 """If so many shapes wait, the next group begins at once: by then the catalogs, too, have some each."""
 
+_ASKER: Final = "settling"
+
 log = structlog.get_logger()
 
 Failure = OSError | sqlite3.Error | CatalogDamaged
@@ -113,9 +115,9 @@ class Settling:
                 _tell(item, False)
             else:
                 whole.append(item)
-        await self._enter(whole, together)
+        await self._enter(whole)
 
-    async def _enter(self, group: list[_Item], together: bool) -> None:
+    async def _enter(self, group: list[_Item]) -> None:
         by_partition: dict[int, list[_Item]] = {}
         for item in group:
             by_partition.setdefault(item.shape.partition, []).append(item)
@@ -124,14 +126,7 @@ class Settling:
             found: dict[int, set[str] | Failure] = {}
             for catalog, number, rows in work:
                 try:
-                    found[number] = catalog.activate(rows, durable=not together)
-                except (sqlite3.Error, CatalogDamaged) as error:
-                    found[number] = error
-            unsynced = together and not self._sync_file_system()
-            for catalog, number, _ in work:
-                try:
-                    if unsynced or not catalog.has_handles:
-                        catalog.reserve()  # which syncs all that was committed before
+                    found[number] = catalog.activate(rows)
                 except (sqlite3.Error, CatalogDamaged) as error:
                     found[number] = error
             return found
@@ -192,14 +187,14 @@ class Settling:
                 for item in group:
                     files.enter_context(item.log.covered())
                     files.enter_context(item.snapshot.covered())
-                self._files.sync_file_system(self._storage)
+                self._files.sync_file_system(self._storage, _ASKER)
         except (OSError, ValueError, NotImplementedError):
             return False
         return True
 
     def _sync_file_system(self) -> bool:
         try:
-            self._files.sync_file_system(self._storage)
+            self._files.sync_file_system(self._storage, _ASKER)
         except (OSError, NotImplementedError):
             return False
         return True

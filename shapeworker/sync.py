@@ -8,6 +8,7 @@ tombstone is (INV-32).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.metrics import Histogram
-from common.shapelog.files import MANY, write_back
+from common.shapelog.files import MANY, REAL, Files
 
 INTERVAL = 0.1
 """Seconds between two batches at least: for so long a commit waits before its sync starts, as a rule."""
@@ -27,11 +28,17 @@ LONGEST: Final = 1.0
 """Seconds between two batches at most, however long they take: about what a rewind brings again."""
 
 
+_ASKER: Final = "group sync"
+
+
 class Log(Protocol):
-    """What a batch needs of a log."""
+    """What a batch needs of a log. Called from a thread while the loop appends."""
 
     def sync(self) -> None:
-        """Make durable what has been appended; raises ``OSError``. Called from a thread while the loop appends."""
+        """Make durable what has been appended. Raises ``OSError``, and ``ValueError`` once it is closed."""
+
+    def covered(self) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`sync`, if the block syncs the whole file system; when it raises, nothing counts as synced."""
 
 
 class Syncer:
@@ -43,12 +50,15 @@ class Syncer:
         on_durable: Callable[[int], None],
         on_failure: Callable[[Log, OSError], None],
         interval: float = INTERVAL,
+        files: Files = REAL,
     ) -> None:
         """``on_failure(log, error)`` must end the log's shape and register that ending with :meth:`wait_for`."""
         self.applied = 0
         self.durable = 0
         self.durations = Histogram("galvanic_sync_duration")
         self._storage = storage
+        self._files = files
+        self.together = MANY
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._interval = interval
@@ -61,6 +71,11 @@ class Syncer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sync")
+
+    def open(self) -> None:
+        """Have failures of the disk reported from now on; to be called before any log is opened. Blocks on the disk."""
+        with contextlib.suppress(OSError, NotImplementedError):
+            self._files.sync_file_system(self._storage, _ASKER)
 
     def restart(self, position: int) -> None:
         """A new epoch starts at ``position``: what is applied counts from there again."""
@@ -147,10 +162,8 @@ class Syncer:
             self._syncing = None
 
     def _sync_all(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
-        if len(batch) >= MANY:
-            # What it has written the syncs below find clean; what it could not, they report.
-            self._syncing = None, time.monotonic()
-            write_back(self._storage)
+        if len(batch) >= self.together and self._sync_together(batch):
+            return []
         failures = []
         for log in batch:
             self._syncing = log, time.monotonic()
@@ -162,3 +175,16 @@ class Syncer:
                 # Closed meanwhile: its shape has ended, or its partition has another owner, who syncs it anew.
                 continue
         return failures
+
+    def _sync_together(self, batch: dict[Log, None]) -> bool:
+        """All of them at once; ``False`` if each has to be asked what became of it, which then costs little."""
+        self._syncing = None, time.monotonic()
+        try:
+            with contextlib.ExitStack() as covered:
+                for log in batch:
+                    with contextlib.suppress(ValueError):
+                        covered.enter_context(log.covered())
+                self._files.sync_file_system(self._storage, _ASKER)
+        except (OSError, NotImplementedError):
+            return False
+        return True

@@ -58,10 +58,10 @@ class Files(Protocol):
     def sync_directory(self, path: Path, /) -> None:
         """Wait until the names in the directory are on the disk."""
 
-    def sync_file_system(self, path: Path, /) -> None:
+    def sync_file_system(self, path: Path, asker: str, /) -> None:
         """Wait until all that was written to the file system of this directory is on the disk, names included.
 
-        Reports failures since the first call for this directory, as far as none of them has been reported. Raises
+        Each failure is reported once to each ``asker`` that has asked for this directory before. Raises
         ``NotImplementedError`` where the system cannot do that, or would not tell of a failure.
         """
 
@@ -107,7 +107,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_roots: Final[dict[Path, int]] = {}
+_roots: Final[dict[tuple[Path, str], int]] = {}
 
 
 def _tells_of_failures(release: str) -> bool:
@@ -120,13 +120,13 @@ _HAS_SYNCFS: Final = hasattr(_libc, "syncfs")
 _SYNCFS_TELLS: Final = _HAS_SYNCFS and _tells_of_failures(os.uname().release)
 
 
-def _sync_file_system(path: Path, /) -> None:
+def _sync_file_system(path: Path, asker: str, /) -> None:
     if not _SYNCFS_TELLS:
         raise NotImplementedError("syncfs of Linux 5.8")
-    fd = _roots.get(path)
+    fd = _roots.get((path, asker))
     if fd is None:
         # Kept open: what failed before a descriptor was opened is not reported to it.
-        fd = _roots[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fd = _roots[path, asker] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     if _libc.syncfs(fd):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))

@@ -140,7 +140,7 @@ class Disk:
             raise FileNotFoundError(errno.ENOENT, "No such directory", str(path))
         node.synced_entries = dict(node.entries)
 
-    def sync_file_system(self, path: PurePosixPath) -> None:
+    def sync_file_system(self, path: PurePosixPath, asker: str) -> None:
         """As ``syncfs``, of all there is."""
         self._step()
         self._wait()

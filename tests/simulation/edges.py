@@ -246,6 +246,7 @@ def replaced(
         (shapeworker.snapshot_work, "copy_statement", db.copy_statement),
         (shapeworker.snapshot_member, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
         (shapeworker.settling, "MANY", sizes["together"]),
+        (shapeworker.sync, "MANY", sizes["together"]),
         (shapeworker.snapshot, "resolve", resolve),
         (shapeworker.snapshot, "Event", lambda: SimEvent(scheduler)),
         (shapeworker.snapshot_work, "Future", lambda: SimFuture(scheduler)),

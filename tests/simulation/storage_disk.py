@@ -367,7 +367,7 @@ class Process:
         file.settle(self.disk.random)
         file.lost = file.data != file.durable
 
-    def sync_file_system(self, path: Path, /) -> None:
+    def sync_file_system(self, path: Path, asker: str, /) -> None:
         dies = self._begin("sync_file_system")
         failed = False
         waiting: list[Node] = [self.disk.root]

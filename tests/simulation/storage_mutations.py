@@ -119,12 +119,6 @@ MUTATIONS: Final = (
         'synchronous = NORMAL")\n            self._db.execute("BEGIN',
     ),
     Mutation(
-        "once many shapes were entered SQLite does not wait for the disk",
-        CATALOG,
-        'synchronous = FULL")\n        return',
-        'synchronous = NORMAL")\n        return',
-    ),
-    Mutation(
         "no checkpoint at opening", CATALOG, '            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', ""
     ),
     Mutation(

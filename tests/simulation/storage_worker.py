@@ -82,11 +82,11 @@ class _WatchedCatalog(Catalog):
         self._oracle.created(handle)
         return handle
 
-    def activate(self, shapes: Iterable[Complete], *, durable: bool = True) -> set[str]:
+    def activate(self, shapes: Iterable[Complete]) -> set[str]:
         shapes = tuple(shapes)
         for shape in shapes:
             self._oracle.activating(shape.handle)
-        return super().activate(shapes, durable=durable)
+        return super().activate(shapes)
 
     def end(self, handle: str, reason: str) -> None:
         self._oracle.ending(handle, reason)
@@ -166,7 +166,8 @@ class Worker:
         self._streaming = False
         disk = cast(Executor, object())
         self.holdings = Holdings()
-        self.syncer = Syncer(STORAGE, self._on_durable, self._on_sync_failure)
+        self.syncer = Syncer(STORAGE, self._on_durable, self._on_sync_failure, files=process)
+        self.syncer.together = world.together
         self.logs = OpenLogs(self.holdings, world.chunk_bytes, self.syncer.dirty, open_logs, process)
         self.applier = Applier(self, self.open_log)
         self.endings = Endings(self.holdings, self.applier, self.syncer, disk, self._on_ended)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from common.shapelog.files import MANY
+from common.shapelog.files import MANY, RealFiles
 from shapeworker.sync import Log, Syncer
 
 
 class FakeLog:
     """A log whose sync can be held up or fail."""
 
-    def __init__(self, *, error: OSError | None = None) -> None:
+    def __init__(self, *, error: OSError | ValueError | None = None) -> None:
         self.go = Event()
         self.go.set()
-        self.syncs = 0
+        self.syncs = self.covers = 0
         self.error = error
 
     def sync(self) -> None:
@@ -28,6 +29,24 @@ class FakeLog:
         if self.error is not None:
             raise self.error
         self.syncs += 1
+
+    @contextlib.contextmanager
+    def covered(self) -> Iterator[None]:
+        if isinstance(self.error, ValueError):
+            raise self.error
+        yield
+        self.covers += 1
+
+
+class WholeSync(RealFiles):
+    """Syncs of the file system that can fail."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def sync_file_system(self, path: Path, asker: str, /) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class Watch:
@@ -37,7 +56,8 @@ class Watch:
         self.durable: list[int] = []
         self.failures: list[Log] = []
         self.on_failure: Callable[[], None] = lambda: None
-        self.syncer = Syncer(path, self.durable.append, self._failed, interval=0)
+        self.files = WholeSync()
+        self.syncer = Syncer(path, self.durable.append, self._failed, interval=0, files=self.files)
         self.syncer.restart(100)
 
     def _failed(self, log: Log, error: OSError) -> None:
@@ -121,12 +141,25 @@ async def test_a_log_that_cannot_be_synced_holds_it_back_until_its_shape_has_end
 
 async def test_many_logs_are_synced_together(watch: Watch) -> None:
     logs = [FakeLog() for _ in range(MANY)]
-    for log in logs:
+    closed = FakeLog(error=ValueError("the file is closed"))
+    for log in (closed, *logs):
         watch.syncer.dirty(log)
     watch.syncer.commit(150)
     await watch.syncer.flush()
     assert watch.durable == [150]
-    assert {log.syncs for log in logs} == {1}
+    assert {(log.covers, log.syncs) for log in logs} == {(1, 0)}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), NotImplementedError()], ids=["fails", "is missing"])
+async def test_when_the_sync_of_all_says_nothing_each_log_is_asked(watch: Watch, error: Exception) -> None:
+    watch.files.error = error
+    broken, logs = FakeLog(error=OSError(errno.EIO, "broken")), [FakeLog() for _ in range(MANY)]
+    for log in (broken, *logs):
+        watch.syncer.dirty(log)
+    watch.syncer.commit(150)
+    await watch.syncer.flush()
+    assert watch.failures == [broken]
+    assert {(log.covers, log.syncs) for log in logs} == {(0, 1)}
 
 
 async def test_a_log_can_be_closed_once_no_batch_touches_it(watch: Watch) -> None:
