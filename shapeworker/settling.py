@@ -28,11 +28,9 @@ from shapeworker.shape import Life, Shape
 LOGGED: Final = 10
 """Tables that a line of the log names at most."""
 
-PAUSE: Final = 0.25
-"""Seconds between two groups: no client waits for them, and larger ones cost less."""
-
-ENOUGH: Final = 64
-"""If so many shapes wait, the next group begins at once: by then the catalogs, too, have some each."""
+PAUSE: Final = 0.1
+"""Seconds between two groups: larger ones cost less, but a shape that its worker loses before is made again, which its
+clients notice."""
 
 _ASKER: Final = "settling"
 
@@ -60,7 +58,6 @@ class Settling:
         self._files = files
         self.together = MANY
         self._waiting: list[_Item] = []
-        self._enough_wait = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -75,8 +72,6 @@ class Settling:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         assert shape.log is not None
         self._waiting.append(_Item(shape, shape.log, snapshot, done))
-        if len(self._waiting) >= ENOUGH:
-            self._enough_wait.set()
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
         return await done
@@ -89,16 +84,13 @@ class Settling:
     async def _run(self) -> None:
         while self._waiting:
             group, self._waiting = [item for item in self._waiting if not item.done.done()], []
-            self._enough_wait.clear()
             try:
                 await self._settle(group)
             except BaseException:
                 for item in group:
                     item.done.cancel()
                 raise
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PAUSE):
-                    await self._enough_wait.wait()
+            await asyncio.sleep(PAUSE)
 
     async def _settle(self, group: list[_Item]) -> None:
         loop = asyncio.get_running_loop()

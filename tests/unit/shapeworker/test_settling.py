@@ -187,10 +187,7 @@ async def test_a_catalog_that_refuses_concerns_its_partition_only(
     assert [outcome for outcome in outcomes if outcome is True] == [True] * 4
 
 
-async def test_who_comes_while_a_group_is_at_it_goes_with_the_next(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shapeworker.settling.PAUSE", 0.05)
+async def test_who_comes_while_a_group_is_at_it_goes_with_the_next(bench: Bench) -> None:
     first = asyncio.create_task(bench.settling.settle(*bench.shape(0)))
     await asyncio.sleep(0)
     assert await bench.settle([bench.shape(1), bench.shape(2)]) == [True, True]
@@ -198,13 +195,3 @@ async def test_who_comes_while_a_group_is_at_it_goes_with_the_next(
     # And after a while without any.
     await asyncio.sleep(0.2)
     assert await bench.settling.settle(*bench.shape(3))
-
-
-async def test_a_group_does_not_wait_for_more_when_enough_do(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shapeworker.settling.PAUSE", 3600.0)
-    monkeypatch.setattr("shapeworker.settling.ENOUGH", 3)
-    assert await bench.settle([bench.shape(0)]) == [True]
-    async with asyncio.timeout(60):
-        for first in (1, 4):
-            assert await bench.settle([bench.shape(number) for number in range(first, first + 3)]) == [True] * 3
-    bench.settling.close()
