@@ -182,7 +182,7 @@ def nginx_files(bodies: Sequence[bytes]) -> Iterator[Files | None]:
 
 @contextlib.contextmanager
 def _nginx(executable: str, directory: Path, count: int) -> Iterator[Files]:
-    from tests.pipeline.stack import free_port
+    from tests.ports import free_port
 
     port = free_port()
     process = nginx.start(executable, directory, _HTTP.format(directory=directory, port=port), connections=16_384)

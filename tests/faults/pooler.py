@@ -15,6 +15,7 @@ from typing import Self
 
 from common.process import dying_with_this_process
 from deploy.postgres_binaries import server_account
+from tests.ports import free_port
 
 _START_SECONDS = 60.0
 
@@ -33,8 +34,7 @@ class Pooler:
         # Below /tmp, since PgBouncer does not run as root and the account may not reach the test's own directory.
         self._directory = Path(tempfile.mkdtemp(prefix="gv-pooler-", dir="/tmp"))
         self._directory.chmod(0o755)
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (self._directory / "users").write_text('"postgres" ""\n"poor" ""\n')
         (self._directory / "pooler.ini").write_text(
             f"""

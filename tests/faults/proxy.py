@@ -59,12 +59,13 @@ class Proxy:
         self.delay = 0.0
         """Seconds that each piece waits."""
         self.was_cut = asyncio.Event()
-        """Set when a limit of :meth:`cut_after` was reached."""
+        """Set when a limit of :meth:`cut_after` or :meth:`hold_after` was reached."""
         self._listener: asyncio.Server | None = None
         self._links: dict[Link, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows: dict[Direction, asyncio.Event] = {}
         self._limit: tuple[Direction, int, bytes] | None = None
+        self._holding = False
 
     async def __aenter__(self) -> Self:
         self._flows = {direction: asyncio.Event() for direction in BOTH}
@@ -104,7 +105,13 @@ class Proxy:
         for link in self._links:
             link.passed_before.update(link.passed)
         self._limit = (direction, count, opening)
+        self._holding = False
         self.was_cut.clear()
+
+    def hold_after(self, count: int, direction: Direction = "to client", opening: bytes = b"") -> None:
+        """Let ``count`` bytes of the next such connection pass, and then nothing of any until :meth:`flow`."""
+        self.cut_after(count, direction, opening)
+        self._holding = True
 
     def half_close(self, direction: Direction, opening: bytes = b"") -> None:
         """End one direction of connections; the other one stays."""
@@ -171,8 +178,12 @@ class Proxy:
                 await writer.drain()
                 self._limit = None
                 self.was_cut.set()
-                link.reset()
-                return
+                if not self._holding:
+                    link.reset()
+                    return
+                self.blackhole(direction)
+                await self._flows[direction].wait()
+                data = data[room:]
             writer.write(data)
             await writer.drain()
         await self._flows[direction].wait()

@@ -26,8 +26,9 @@ from tests.pipeline.fleet import Fleet
 from tests.pipeline.launched import galvanic
 from tests.pipeline.reader import HANG_SECONDS, Reader
 from tests.pipeline.schema import create_schema, mark
-from tests.pipeline.stack import Stack, free_port
+from tests.pipeline.stack import Stack
 from tests.pipeline.workload import Workload
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -71,9 +72,7 @@ async def test_full_while_a_snapshot_is_taken(
     async with Fleet(stack, workload) as fleet:
         await workload.large(30_000)
         workload.start()
-        await fleet.current()
-        await fleet.run(1)
-        fleet.readers[0].protected = True
+        await fleet.complete()
         small_disk.fill(spare=1_000_000)
         bulk = fleet.add("bulk")
         await stack.wait_logged("w00", "No space left on device")
@@ -146,10 +145,7 @@ async def test_read_only_when_processes_start(
     async with Fleet(stack, workload, monotone_lsn=False) as fleet:
         workload.start()
         fleet.add("items")
-        await fleet.current()
-        await fleet.run(1)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.complete()
         stack.kill9("w00", "ingester")
         await _remount(small_disk, "ro")
         stack.start()
@@ -248,11 +244,8 @@ async def test_damaged_shapes_end_alone(
         workload.start()
         hurt = {damage: fleet.add("items", ["id", name]) for damage, name in zip(damages, COLUMNS, strict=False)}
         fleet.add("pairs")
-        await fleet.current()
         await fleet.moved()  # so that each has a log
-        await fleet.run(2)
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.complete()
         handles = [reader.view.handle for reader in hurt.values()]
         for damage, reader in hurt.items():
             print(damage.__name__)
@@ -296,14 +289,12 @@ async def test_damaged_catalog(database: str, start_stack: StartStack, seed: int
     async with Fleet(stack, workload, monotone_lsn=False) as fleet:
         workload.start()
         hurt, other = fleet.add("items"), fleet.add("pairs")
-        await fleet.current()
-        await fleet.run(1)
+        await fleet.complete()
         handle = hurt.view.handle
         (directory,) = stack.storage.glob(f"partitions/*/shapes/{handle}")
         partition = directory.parent.parent
         assert other.view.handle not in {path.name for path in directory.parent.iterdir()}
-        other.protected = True
-        hurt.may_end = True
+        hurt.protected, hurt.may_end = False, True
         stack.kill9("w00")
         for file in partition.glob("catalog.sqlite3-*"):
             file.unlink()

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.faults.tmpfs import MEGABYTES, SmallDisk
 
-_SOON = 20.0
+_SOON = 120.0
 _SHORT = 0.2
 
 
@@ -63,6 +63,19 @@ async def test_cut_after_counts_from_now_on_and_stops_in_the_middle(proxy: Proxy
     await _connect(proxy, b"longer than the limit was")
 
 
+async def test_hold_after_stops_in_the_middle_and_loses_nothing(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    proxy.hold_after(7)
+    writer.write(b"0123456789")
+    assert await reader.readexactly(2) == b"01"
+    assert proxy.was_cut.is_set()
+    writer.write(b"abc")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.readexactly(1), _SHORT)
+    proxy.flow()
+    assert await asyncio.wait_for(reader.readexactly(11), _SOON) == b"23456789abc"
+
+
 async def test_refuse_and_admit(proxy: Proxy) -> None:
     reader, writer = await _connect(proxy)
     await proxy.refuse()
@@ -79,10 +92,13 @@ async def test_blackhole_holds_and_loses_nothing(proxy: Proxy, direction: str) -
     reader, writer = await _connect(proxy)
     proxy.blackhole("to server" if direction == "to server" else "to client")
     writer.write(b"held")
+    (link,) = proxy.links()
+    async with asyncio.timeout(_SOON):
+        while direction == "to client" and link.passed["to server"] < 9:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.readexactly(4), _SHORT)
-    passed = proxy.links()[0].passed["to server"]
-    assert passed == (5 if direction == "to server" else 9)
+    assert link.passed["to server"] == (5 if direction == "to server" else 9)
     proxy.flow()
     assert await asyncio.wait_for(reader.readexactly(4), _SOON) == b"held"
 

@@ -18,7 +18,8 @@ from tests.faults.relay import StatusRelay
 from tests.faults.scenario import under_load
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.schema import create_schema
-from tests.pipeline.stack import Stack, free_port
+from tests.pipeline.stack import Stack
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.faults]
 
@@ -98,14 +99,17 @@ async def test_stream_to_a_worker_goes_silent(
     """For less than the grace: its partitions wait. For longer: they move; and it takes part again afterwards."""
     links = await _start(database, start_stack, exits)
     async with under_load(links.stack, database, seed, monotone_lsn=False) as fleet:
+        # As much less as a slow machine may add to it.
         links.stream["w01"].blackhole()
-        await fleet.run(GRACE * 0.6)
+        await fleet.run(GRACE * 0.2)
         links.stream["w01"].flow()
-        await fleet.run(3)
+        await fleet.run(2)
         assert "a worker is silent" not in links.stack.log_of("ingester")
-        for directions in ([], ["to client"]):
+        for times, directions in enumerate(([], ["to client"]), 1):
             links.stream["w01"].blackhole(*directions)  # type: ignore[arg-type]
-            await fleet.run(3 * GRACE)
+            while links.stack.log_of("ingester").count("a worker is silent") < times:
+                await fleet.run(0.2)
+            await fleet.run(GRACE)
             links.stream["w01"].flow()
             await links.stack.wait_balanced()
             await fleet.run(2)
@@ -119,10 +123,9 @@ async def test_all_hints_lost(
     async with under_load(links.stack, database, seed, monotone_lsn=False) as fleet:
         for proxy in links.relay.events:
             proxy.blackhole()
-        before = [len(reader.view.journal.entries) for reader in fleet.readers]
-        await fleet.run(10)
-        for reader, count in zip(fleet.readers, before, strict=True):
-            assert reader.table == "marker" or len(reader.view.journal.entries) > count, reader.name
+        # What was on its way comes with the first of them; nobody hears of the second.
+        for _ in range(2):
+            await fleet.moved()
         for proxy in links.relay.events:
             proxy.flow()
         await fleet.run(2)

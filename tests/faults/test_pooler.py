@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from deploy.embedded_postgres import EmbeddedPostgres
-from tests.faults.generations import create_table, database, execute, insert, run_ingester, until, witness
+from tests.faults.generations import create_table, database, execute, insert, run_ingester, witness
 from tests.faults.pooler import Pooler, find_pooler
+from tests.faults.proxy import Proxy
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.fleet import Fleet
-from tests.pipeline.reader import Reader
+from tests.pipeline.reader import HANG_SECONDS, Reader
 from tests.pipeline.schema import create_schema
 from tests.pipeline.workload import Workload
 
@@ -53,34 +54,41 @@ async def test_shapes_of_every_kind_through_the_pooler(
     await stack.stop()
 
 
-async def test_the_pooler_may_die_during_a_snapshot(
-    private_server: EmbeddedPostgres, pooler: Pooler, start_stack: StartStack
-) -> None:
+async def test_the_pooler_may_die_during_a_snapshot(private_server: EmbeddedPostgres, start_stack: StartStack) -> None:
     """The shape that was being made is made again; those that were there do not even notice."""
     url = private_server.url
     await create_table(url)
     await execute(
         url,
         "CREATE TABLE big (id bigint PRIMARY KEY, v text)",
-        "INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 200000) i",
+        "INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 20000) i",
     )
-    stack = await start_stack(url, environment={"ELECTRIC_POOLED_DATABASE_URL": pooler.url})
-    async with witness(stack, url) as reader:
-        # A table that the stream has not shown yet would make it wait for the pooler, to look up its partition tree.
-        await reader.kept()
-        big = Reader(stack.url, "big").start()
-        copying = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active'"
-        await until(url, copying, True)
-        pooler.kill()
-        await reader.kept()
-        await asyncio.to_thread(pooler.start)
-        await big.current()
-        await reader.kept()
-        await big.at_rest(await insert(url))
-        await big.verify(url)
-        await big.stop()
-        assert (await execute(url, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%'"))[0][0] == 0
-    await stack.stop()
+    assert private_server.port is not None
+    async with Proxy(private_server.port) as proxy:
+        with Pooler(proxy.port) as pooler:
+            stack = await start_stack(url, environment={"ELECTRIC_POOLED_DATABASE_URL": pooler.url})
+            async with witness(stack, url) as reader:
+                # A table that the stream has not shown yet would make it wait for the pooler, to look up its partition
+                # tree.
+                await reader.kept()
+                # All that came before is a fraction of that, and the snapshot is several times as much.
+                proxy.hold_after(1_000_000)
+                big = Reader(stack.url, "big").start()
+                async with asyncio.timeout(HANG_SECONDS):
+                    await proxy.was_cut.wait()
+                copying = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%'"
+                assert (await execute(url, f"{copying} AND state = 'active'"))[0][0] == 1
+                pooler.kill()
+                await reader.kept()
+                proxy.flow()
+                await asyncio.to_thread(pooler.start)
+                await big.current()
+                await reader.kept()
+                await big.at_rest(await insert(url))
+                await big.verify(url)
+                await big.stop()
+                assert (await execute(url, copying))[0][0] == 0
+            await stack.stop()
 
 
 async def test_the_pooler_under_the_wrong_name(

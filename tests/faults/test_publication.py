@@ -93,7 +93,6 @@ async def test_a_publication_that_cannot_be_trusted_starts_a_new_generation(
         assert await (await connection.execute(operations)).fetchall() == [(True,)]
         for reader in readers:
             await reader.current()
-        await asyncio.sleep(0)
         ended = [len(reader.view.ended) for reader in readers]
         await asyncio.sleep(3)  # three looks, none of which has anything to find
         assert [len(reader.view.ended) for reader in readers] == ended

@@ -18,6 +18,7 @@ import pytest
 from tests.faults.mortal import IN_THE_WAY, Mortal, compare, stopped_at_last, until, written
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.reader import Reader
+from tests.pipeline.stack import Stack, owner_of
 from tests.pipeline.workload import SCALE
 
 PUBLICATION: Final = "electric_publication_default"
@@ -278,6 +279,28 @@ CHURN: Final = (
 )
 
 
+async def _looked(stack: Stack, connection: psycopg.AsyncConnection) -> None:
+    """Waits until all is known that has happened on tables that are silent now.
+
+    Workers look at the tables, the ingester at the publication, each at all of them at a time: so when they have
+    noticed what happens to two more tables, they have noticed what happened before.
+    """
+    owners = await stack.wait_balanced()
+    opened: list[Mortal] = []
+    async with stopped_at_last(opened):
+        for table in ("renamed_at_last", "unpublished_at_last"):
+            await connection.execute(f"CREATE TABLE {table} (id int PRIMARY KEY)".encode())
+            met: set[str] = set()
+            while met != set(stack.workers):
+                reader = Mortal(stack.url, table, where=f"id > {len(opened)}").start()
+                opened.append(reader)
+                await reader.current()
+                met.add(owner_of(reader.view.handle, owners))
+        await connection.execute(b"ALTER TABLE renamed_at_last RENAME TO renamed")
+        await connection.execute(f"ALTER PUBLICATION {PUBLICATION} DROP TABLE unpublished_at_last".encode())
+        await until(lambda: all(reader.over for reader in opened), opened, lambda: "a look of each process")
+
+
 @pytest.mark.faults
 async def test_changes_in_any_order_while_shapes_are_made_and_processes_die(
     database: str, start_stack: StartStack, seed: int
@@ -322,7 +345,7 @@ async def test_changes_in_any_order_while_shapes_are_made_and_processes_die(
         with contextlib.suppress(psycopg.ProgrammingError):
             await connection.execute("ALTER TABLE t RENAME z TO b")
         await stack.wait_active()
-        await asyncio.sleep(3)  # three looks: what happened last on a table that is silent now is known
+        await _looked(stack, connection)
         await until(lambda: not any(reader.gone for reader in readers), readers, lambda: "all tables")
         for reader in readers:
             await reader.current()

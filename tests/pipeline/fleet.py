@@ -69,6 +69,7 @@ class Fleet:
             protected=self._protected,
             monotone_lsn=self._monotone_lsn,
             events=len(self.readers) % 2 == 1 if events is None else events,
+            complete=self.stack.is_complete,
         )
         self.readers.append(reader.start())
         return reader
@@ -94,10 +95,9 @@ class Fleet:
         await self.complete()
 
     async def complete(self) -> None:
-        """Waits until all readers' shapes are complete; nothing may end one of them from then on."""
+        """Waits until all readers' shapes are in their catalogs; nothing may end one of them from then on."""
         await self.current()
-        # Snapshots that were read completely are made durable within moments.
-        await self.run(1)
+        await self._until(self._are_complete)
         for reader in self.readers:
             reader.protected = True
 
@@ -122,9 +122,25 @@ class Fleet:
             await reader.current()
 
     async def moved(self) -> None:
-        """Waits until every reader of a table that is always written has seen a change."""
+        """Waits until every reader of a table that is always written has seen a change more."""
         readers = [reader for reader in self.readers if reader.table not in ("bulk", "marker")]
-        await self._until(lambda: all(reader.view.journal.entries for reader in readers))
+        await self.see_more(readers)
+
+    async def see_more(self, readers: Sequence[Reader]) -> None:
+        """Waits until each of these has seen a change more."""
+        before = [len(reader.view.journal.entries) for reader in readers]
+        await self._until(
+            lambda: all(len(reader.view.journal.entries) > seen for reader, seen in zip(readers, before, strict=True))
+        )
+
+    def moves(self) -> dict[str, int]:
+        """How many messages of each kind the shapes with a filter had."""
+        counts = dict.fromkeys(("insert", "update", "delete"), 0)
+        for reader in self.readers:
+            for raw in reader.view.journal.entries.values() if reader.where is not None else ():
+                for kind in counts:
+                    counts[kind] += f'"operation":"{kind}"'.encode() in raw
+        return counts
 
     async def holds(self, reader: Reader, key: str) -> None:
         """Waits until the reader holds the row."""
@@ -149,6 +165,10 @@ class Fleet:
                 f"{len(journal.entries)} entries, {len(reader.losses)} losses, {len(reader.refusals)} refusals, "
                 f"{len(reader.view.ended)} ended, {reader.streams} streams"
             )
+
+    def _are_complete(self) -> bool:
+        handles = {reader.view.handle or "" for reader in self.readers}
+        return self.stack.are_complete(handles)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(HANG_SECONDS):

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from common.process import dying_with_this_process
 from deploy.postgres_binaries import server_account
+from tests.ports import free_port
 
 CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "galvanic.conf"
 
@@ -73,8 +74,7 @@ class Nginx:
         self._program = program
         # Below /tmp, since the account that it runs as may not reach the test's own directory.
         self._directory = Path(tempfile.mkdtemp(prefix="gv-nginx-", dir="/tmp"))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (self._directory / "galvanic.conf").write_text(
             _replaced(
                 CONFIGURATION.read_text(),

@@ -18,7 +18,7 @@ HANG_SECONDS: Final = 180.0
 """Waiting this long for anything means that it will not happen; nothing is measured by it."""
 
 SETTLED_SECONDS: Final = 5.0
-"""A shape that lives this long after it was up to date is no longer being created: no crash may end it (engine.md
+"""A shape that lives this long after it was complete is no longer being created: no crash may end it (engine.md
 14.6)."""
 
 _REQUEST = aiohttp.ClientTimeout(total=60)
@@ -48,8 +48,10 @@ class Reader:
         protected: bool = False,
         monotone_lsn: bool = True,
         events: bool = False,
+        complete: Callable[[str], bool] = lambda handle: True,
     ) -> None:
-        """``events``: live by server-sent events instead of long-polls."""
+        """``events``: live by server-sent events instead of long-polls. ``complete``: whether a shape that was up to
+        date is on the disk, if that can be known."""
         self.url = url
         self.table = table
         self.columns = columns
@@ -70,7 +72,9 @@ class Reader:
         )
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
-        self._current_since: float | None = None
+        self._current = False
+        self._complete = complete
+        self._complete_since: float | None = None
         # A 409 may come long after the end that it tells of: while no shape can be made, it waits for the next one.
         self._alive_at = 0.0
         self._stepped = asyncio.Event()
@@ -113,7 +117,7 @@ class Reader:
 
     async def current(self) -> None:
         """Waits until the reader has been up to date once since its start."""
-        await self._until(lambda: self._current_since is not None, "the first up-to-date")
+        await self._until(lambda: self._current, "the first up-to-date")
 
     async def seen(self, lsn: int) -> None:
         """Waits, following live, until an up-to-date covers `lsn`."""
@@ -195,13 +199,12 @@ class Reader:
         try:
             if response.status == 200:
                 self.view.accept(query, response.headers, body)
+                self._current = self._current or self.view.up_to_date
                 self._alive()
-                if self.view.up_to_date and self._current_since is None:
-                    self._current_since = asyncio.get_running_loop().time()
             elif response.status == 409:
                 self._check_may_end()
                 self.view.conflict(response.headers, body)
-                self._current_since = None
+                self._current, self._complete_since = False, None
             elif response.status == 429 or response.status >= 500:
                 self.refusals.append(f"{response.status} {body[:200]!r}")
                 # The official client takes retry-after as a floor; that only makes a test longer.
@@ -233,11 +236,13 @@ class Reader:
 
     def _alive(self) -> None:
         self._alive_at = asyncio.get_running_loop().time()
+        if self._complete_since is None and self._current and self._complete(self.view.handle or ""):
+            self._complete_since = self._alive_at
 
     def _check_may_end(self) -> None:
         if self.may_end:
             return
-        since = self._current_since
+        since = self._complete_since
         settled = since is not None and self._alive_at - since > SETTLED_SECONDS
         if self.protected or settled:
             raise Violation(f"409 for a shape that must live (at offset {self.view.offset})")

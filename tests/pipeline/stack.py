@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
-import random
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,12 +23,14 @@ import zmq
 
 from common.messages import STATUS_TOPIC, Status, decode_status
 from common.process import dying_with_this_process
+from common.shape import partition_of_handle
+from tests.ports import free_port
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 LONG_POLL_SECONDS: Final = 4
 """Of every stack: clients notice within this time what no hint told them."""
 
-_HANG_SECONDS: Final = 120.0
+_HANG_SECONDS: Final = 180.0
 _TAIL_BYTES: Final = 6000
 _OURS = ("ELECTRIC_", "GALVANIC_", "PG", "DATABASE_URL", "STORAGE_DIR", "PROMETHEUS_")
 
@@ -180,13 +181,20 @@ class Stack:
         self.kill9(name)
 
     def kill9(self, *names: str) -> None:
-        """`kill -9` of these processes at once, which must run. With `keep_alive` they start again by themselves."""
+        """`kill -9` of these processes at once, which must run; afterwards they are dead.
+
+        With `keep_alive` they start again by themselves.
+        """
+        processes = []
         for name in names:
             child = self._children[name]
             assert child.process is not None
             assert child.process.poll() is None, f"{name} does not run, so it cannot be killed"
             child.killed = True
             _signal_group(child.process.pid, signal.SIGKILL)
+            processes.append(child.process)
+        for process in processes:
+            process.wait(_HANG_SECONDS)
 
     def pause(self, *names: str) -> None:
         """SIGSTOP: these processes stand still, with all their connections open, until :meth:`resume`."""
@@ -214,6 +222,17 @@ class Stack:
         while text not in self.log_of(name):
             assert time.monotonic() < deadline, f"{name} does not log {text!r}:\n{self.log_of(name)[-_TAIL_BYTES:]}"
             await asyncio.sleep(0.05)
+
+    def is_complete(self, handle: str) -> bool:
+        """Whether the shape is on the disk as a whole. Its catalog has it in a moment, and then no crash ends it."""
+        return any(self.storage.glob(f"partitions/*/shapes/{handle}/shape.json"))
+
+    def are_complete(self, handles: Collection[str]) -> bool:
+        """Whether the catalogs have these shapes, each of which was made by this stack: nothing may end them now."""
+        logs = "".join(self.log_of(name) for name in self._children if name.startswith("w"))
+        said = sum(map(int, re.findall(r'event="shapes are complete" shapes=(\d+)', logs)))
+        whole = {path.parent.name for path in self.storage.glob("partitions/*/shapes/*/shape.json")}
+        return said >= len(set(handles)) and whole.issuperset(handles)
 
     async def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of ``/v1/health``; 0 while no gateway answers."""
@@ -350,6 +369,13 @@ class Stack:
             process.wait(10)
 
 
+def owner_of(handle: str | None, owners: Mapping[int, str]) -> str:
+    """Which of the owners of all partitions has this shape."""
+    number = None if handle is None else partition_of_handle(handle, len(owners))
+    assert number is not None
+    return owners[number]
+
+
 def _signal_group(group: int, signum: int) -> bool:
     """Whether there was somebody in the process group to get the signal."""
     try:
@@ -357,12 +383,3 @@ def _signal_group(group: int, signum: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def free_port() -> int:
-    """A free port below the range for outgoing connections: it must stay free while a process is dead."""
-    while True:
-        port = random.randint(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from deploy.embedded_postgres import EmbeddedPostgres
-from tests.pipeline.launched import Launched, free_port, galvanic
+from tests.pipeline.launched import Launched, galvanic
+from tests.ports import free_port
 
 EXIT_CONFIG = 78
 ROOT = Path(__file__).parents[2]

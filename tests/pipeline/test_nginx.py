@@ -17,7 +17,8 @@ from gateway.connection import Connection
 from gateway.request_head import Request
 from tests.pipeline.nginx import Nginx, find_nginx
 from tests.pipeline.reader import HANG_SECONDS
-from tests.unit.gateway.cluster import Cluster, cluster, entry, free_port, row, until
+from tests.ports import free_port
+from tests.unit.gateway.cluster import Cluster, cluster, entry, row, until
 
 pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed (Debian package nginx)")
 
@@ -96,9 +97,9 @@ async def test_a_hundred_clients_are_one_to_the_gateway() -> None:
         steps = await asyncio.gather(*clients)
         assert all(each == steps[0] for each in steps)
         assert [offset for offset, _ in steps[0]] == ["100_0", "101_0", "102_0"]
-        # One for each cursor; a client that this machine kept for more than 5 s may have caused another one.
+        # One for each cursor; clients that this machine kept for more than 5 s may have caused others.
         assert len(live()) == rounds
-        assert live().total() <= rounds + 1
+        assert live().total() <= CLIENTS // 10
         assert it.seen.total() - live().total() <= 2
 
 

@@ -19,9 +19,7 @@ async def test_workers_from_one_to_three_to_two(database: str, start_stack: Star
     async with Fleet(stack, workload) as fleet:
         workload.start()
         fleet.add_every_kind()
-        await fleet.current()
-        for reader in fleet.readers:
-            reader.protected = True
+        await fleet.complete()
         before = await stack.wait_balanced()
         stack.add_worker()
         stack.add_worker()

@@ -46,7 +46,7 @@ async def ended(reader: Reader) -> None:
     """Wait until the reader's shape has ended, and stop it."""
     async with asyncio.timeout(HANG_SECONDS):
         while not reader.view.ended:
-            reader._current_since = None  # a settled shape may end here: that is what is waited for
+            reader._complete_since = None  # a settled shape may end here: that is what is waited for
             reader.check()
             await asyncio.sleep(0.05)
     await reader.stop()

@@ -17,8 +17,9 @@ from psycopg import sql
 
 from deploy.embedded_postgres import EmbeddedPostgres
 from tests.pipeline.fixtures import StartStack
-from tests.pipeline.stack import REPOSITORY, Stack, free_port
+from tests.pipeline.stack import REPOSITORY, Stack
 from tests.pipeline.transcripts import FOLDER, Correspondence, Step, compare, decoded, read
+from tests.ports import free_port
 from tests.unit.gateway.cluster import Response, Stream
 
 CATCH_UP_SECONDS: Final = 20.0

@@ -60,17 +60,10 @@ async def test_filtered_shapes_equal_postgres_under_load(database: str, start_st
         fleet.add("Mixed Case", where='"is ""it"" so" AND "Id" > 3')
         await fleet.current()
         await fleet.run(4)
+        async with asyncio.timeout(HANG_SECONDS):
+            while min(fleet.moves().values()) < 60:
+                await fleet.run(0.5)
         await fleet.rest()
-        filtered = [reader for reader in fleet.readers if reader.where is not None]
-        assert sum(len(reader.view.journal.entries) for reader in filtered) > 200
-        moved = {
-            entry
-            for reader in filtered
-            for raw in reader.view.journal.entries.values()
-            for entry in ("insert", "update", "delete")
-            if f'"operation":"{entry}"'.encode() in raw
-        }
-        assert moved == {"insert", "update", "delete"}
 
 
 async def test_filtered_shapes_of_partitioned_tables(database: str, start_stack: StartStack, seed: int) -> None:
@@ -170,16 +163,11 @@ async def test_filters_survive_a_crash_and_end_with_what_they_read(
         async with fleet:
             reading = fleet.add("items", ["id", "title"], where="n > $1", params=["500"])
             fleet.add("items", ["id", "title"], where="done")
-            await fleet.current()
-            # A shape that can be read is lost with its worker until it is complete.
-            async with asyncio.timeout(HANG_SECONDS):
-                while len(list(stack.storage.glob("partitions/*/shapes/*/shape.json"))) < 3:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-            await fleet.run(1)
+            await fleet.complete()
             stack.kill9(*stack.workers)
             await connection.execute("UPDATE items SET n = 1000 - n, done = id % 3 = 0 WHERE id < 400")
             await fleet.rest()
-            assert reading.view.journal.entries or reading.view.ended
+            assert reading.view.journal.entries
         division = {"table": "late_0", "columns": "id", "where": "100 / n > 0"}
         assert (await end(division, "UPDATE late_0 SET n = 0 WHERE id = 1")).status == 400
         renamed = {"table": "late_1", "columns": "id", "where": "n > 5"}

@@ -56,6 +56,10 @@ serve({
   watch({ name, column }) {
     subjects.get(name).tables.column = column
   },
+  /** How many sums there are. */
+  seen({ name }) {
+    return subjects.get(name).tables.views.length
+  },
   sums({ name }) {
     return subjects.get(name).tables.views
   },

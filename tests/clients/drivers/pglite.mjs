@@ -80,6 +80,10 @@ serve({
     }
     subject.looking = look()
   },
+  /** How many sums there are. */
+  seen({ name }) {
+    return subjects.get(name).views.length
+  },
   async sums({ name }) {
     const subject = subjects.get(name)
     subject.stopped = true

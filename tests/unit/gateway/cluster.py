@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -57,6 +56,7 @@ from common.shapelog.snapshot import SnapshotWriter
 from common.shapelog.writer import LogWriter
 from common.sockets import Channel, bound, is_listened_on
 from gateway.gateway import Gateway
+from tests.ports import free_port
 
 PARTITIONS = 4
 GENERATION = 1
@@ -435,14 +435,6 @@ async def until(condition: Callable[[], bool]) -> None:
             if condition():
                 return
             await asyncio.sleep(0.01)
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def not_owner(id: int) -> Reply:

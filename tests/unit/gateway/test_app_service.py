@@ -16,7 +16,8 @@ import pytest_asyncio
 from common.messages import Ensure, Find, handle_topic
 from gateway import shapes
 from gateway.shapes import Shapes
-from tests.unit.gateway.cluster import Cluster, cluster, free_port, refuse, row, until
+from tests.ports import free_port
+from tests.unit.gateway.cluster import Cluster, cluster, refuse, row, until
 
 SHAPE_METHODS = "GET, POST, HEAD, DELETE, OPTIONS"
 

@@ -18,6 +18,7 @@ from common.metrics import Report, encode_report, one
 from common.sockets import Channel, connected
 from ingester import metrics_server
 from ingester.metrics_server import MetricsServer
+from tests.ports import free_port
 
 SHAPES = "electric_shapes_total_shapes_count"
 
@@ -30,12 +31,6 @@ async def server(port: int) -> AsyncIterator[tuple[MetricsServer, Settings]]:
         )
         async with MetricsServer(settings, port) as metrics:
             yield metrics, settings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def ask(port: int, path: str = "/metrics", method: str = "GET") -> tuple[int, str, str]:
