@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import psycopg
 
+from tests.faults import backends
 from tests.pipeline.fleet import Fleet
 from tests.pipeline.stack import Stack
 from tests.pipeline.workload import Workload
@@ -19,6 +21,9 @@ before it writes."""
 
 FEW: Final = (200, 1_000)
 """The same where the disk is small."""
+
+UNSEEN: Final = 8
+"""How many of these transactions may have come that clients have not seen: as many as in a silence of ten seconds."""
 
 
 @contextlib.asynccontextmanager
@@ -40,7 +45,7 @@ async def under_load(
     workload = Workload(url, seed, writers=writers, faults=faults)
     async with Fleet(stack, workload, monotone_lsn=monotone_lsn) as fleet:
         await fleet.established()
-        mixing = asyncio.create_task(_mix(workload, rows, faults))
+        mixing = asyncio.create_task(_mix(fleet, rows, faults))
         try:
             yield fleet
         finally:
@@ -53,16 +58,20 @@ async def under_load(
         await fleet.rest()
 
 
-async def _mix(workload: Workload, rows: Sequence[int], faults: bool) -> None:
-    number = 0
-    while True:
+async def _mix(fleet: Fleet, rows: Sequence[int], faults: bool) -> None:
+    (bulk,) = (reader for reader in fleet.readers if reader.table == "bulk")
+    unseen: list[int] = []
+    for count in itertools.cycle(rows):
         try:
-            await workload.large(rows[number % len(rows)])
+            unseen.append(await backends.insert_position(fleet.workload.url))
+            await fleet.workload.large(count)
         except psycopg.OperationalError:
             if not faults:
                 raise
-        number += 1
         await asyncio.sleep(1)
+        # On a slow machine readers would fall behind ever more.
+        while len(unseen := [lsn for lsn in unseen if lsn > bulk.view.lsn]) > UNSEEN:
+            await asyncio.sleep(0.1)
 
 
 def losses(fleet: Fleet) -> list[str]:

@@ -21,9 +21,11 @@ from typing import Any, Final, Self
 import aiohttp
 import zmq
 
+from common.control import ProcessStatus, StatusQuestion
 from common.messages import STATUS_TOPIC, Status, decode_status
 from common.process import dying_with_this_process
 from common.shape import partition_of_handle
+from deploy import control_client
 from tests.ports import free_port
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -287,6 +289,12 @@ class Stack:
                     file.seek(max(0, child.log.stat().st_size - _TAIL_BYTES))
                     tails.append((child.name, file.read().decode(errors="replace")))
         return tails
+
+    def waiting(self, gateway: str = "g0") -> int:
+        """How many live requests wait at a gateway just now."""
+        answer = control_client.ask(self.run_directory, gateway, StatusQuestion())
+        assert isinstance(answer, ProcessStatus), answer
+        return int(answer.facts["waiting"])
 
     def _status(self) -> Status | None:
         """The next status the ingester publishes, or None when there is none for a while."""

@@ -36,13 +36,13 @@ async def _kill_and_compare(
     async with Fleet(stack, workload, monotone_lsn=False) as fleet:
         workload.start()
         fleet.add_every_kind()
-        await workload.large(20_000)
+        await workload.large(8_000)
         await fleet.complete()
         for round_number in range(_ROUNDS):
             table = f"late_{round_number % 3}"
             fleet.add(table)
             # The fault comes while a large transaction is on its way, and perhaps while a snapshot is being taken.
-            large = asyncio.create_task(workload.large(40_000))
+            large = asyncio.create_task(workload.large(15_000, width=50))
             await fleet.run(choice.uniform(0.2, 1))
             fleet.add("bulk", columns=["id", "batch", "v"][: 1 + round_number % 3], replica="full")
             await asyncio.sleep(choice.uniform(0, 0.3))

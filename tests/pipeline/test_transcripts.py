@@ -8,7 +8,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -23,10 +23,8 @@ from tests.ports import free_port
 from tests.unit.gateway.cluster import Response, Stream
 
 CATCH_UP_SECONDS: Final = 20.0
-"""After a statement, an answer that lacks items is asked for again until this has passed."""
-
-ENTER_SECONDS: Final = 0.1
-"""What a request gets to begin to wait. Should it be too short, most answers are the same all the same."""
+"""After a statement, an answer that lacks items is asked for again until this has passed; so long is waited for a
+request to begin to wait."""
 
 
 class Difference(NamedTuple):
@@ -168,21 +166,32 @@ class Replay:
         """Ask until the answer has as many items as the recorded one."""
         deadline = time.monotonic() + CATCH_UP_SECONDS
         while True:
+            if step.meanwhile:
+                await self._waiting(0)
             stream = await self._open(step)
+            events = Events()
+            reading = asyncio.ensure_future(events.read(stream, step) if step.is_stream else stream.response())
             try:
                 if step.meanwhile:
-                    await asyncio.sleep(ENTER_SECONDS)
+                    await self._waiting(1)
                     for inner in step.meanwhile:
+                        seen = events.batches
                         await self._perform(number, inner)
                         # Each statement is a batch of its own in a stream.
-                        await asyncio.sleep(ENTER_SECONDS if step.is_stream else 0)
-                response = await (_events(stream, step) if step.is_stream else stream.response())
+                        if step.is_stream:
+                            await _soon(lambda: events.batches > seen)  # noqa: B023
+                response = await reading
             finally:
+                reading.cancel()
                 stream.close()
             response = response._replace(raw=decoded(response.headers, response.raw))
             if not _lacks_items(step, response) or time.monotonic() > deadline:
                 return response
             await asyncio.sleep(0.02)
+
+    async def _waiting(self, count: int) -> None:
+        """Wait until so many live requests wait, if they ever do."""
+        await _soon(lambda: self._stack.waiting() == count)
 
     async def _open(self, step: Step) -> Stream:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._stack.port, limit=1 << 24)
@@ -200,14 +209,32 @@ class Replay:
         stream.writer.write(request.encode())
 
 
-async def _events(stream: Stream, step: Step) -> Response:
-    """The beginning of a stream of events: as many as were recorded."""
-    status, headers = await stream.head()
-    body = b""
-    with contextlib.suppress(TimeoutError, EOFError):
-        while body.count(b"data: ") < step.text.count("data: ") and (part := await stream.chunk()):
-            body += part
-    return Response(status, headers, body, True)
+class Events:
+    """What has come of a stream of events."""
+
+    def __init__(self) -> None:
+        self._body = b""
+
+    @property
+    def batches(self) -> int:
+        """How many are complete."""
+        return self._body.count(b'"up-to-date"')
+
+    async def read(self, stream: Stream, step: Step) -> Response:
+        """The beginning of the stream: as many events as were recorded."""
+        status, headers = await stream.head()
+        with contextlib.suppress(TimeoutError, EOFError):
+            while self._body.count(b"data: ") < step.text.count("data: ") and (part := await stream.chunk()):
+                self._body += part
+        return Response(status, headers, self._body, True)
+
+
+async def _soon(condition: Callable[[], bool]) -> None:
+    """Wait for it; should it never come, the answer says what that means."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CATCH_UP_SECONDS):
+            while not condition():  # noqa: ASYNC110 - it comes true in another process
+                await asyncio.sleep(0.01)
 
 
 def _lacks_items(step: Step, response: Response) -> bool:

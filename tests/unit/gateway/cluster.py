@@ -62,7 +62,7 @@ PARTITIONS = 4
 GENERATION = 1
 SCHEMA = '{"id":{"type":"int4","not_null":true,"pk_index":0},"prénom":{"type":"text"}}'
 SNAPSHOT_END_ITEM = b'{"headers":{"control":"snapshot-end","xmin":"9","xmax":"9","xip_list":[]}}'
-EVENTUALLY = 20.0
+EVENTUALLY = 90.0
 """Seconds after which the test fails because what it waits for never came."""
 
 _times = itertools.count(1_763_818_243_512_345)
