@@ -59,7 +59,7 @@ async def under_load(
 
 
 async def _mix(fleet: Fleet, rows: Sequence[int], faults: bool) -> None:
-    (bulk,) = (reader for reader in fleet.readers if reader.table == "bulk")
+    bulk = next(reader for reader in fleet.readers if reader.table == "bulk")
     unseen: list[int] = []
     for count in itertools.cycle(rows):
         try:
@@ -70,7 +70,7 @@ async def _mix(fleet: Fleet, rows: Sequence[int], faults: bool) -> None:
                 raise
         await asyncio.sleep(1)
         # On a slow machine readers would fall behind ever more.
-        while len(unseen := [lsn for lsn in unseen if lsn > bulk.view.lsn]) > UNSEEN:
+        while len(unseen := [lsn for lsn in unseen if lsn > bulk.view.lsn]) > UNSEEN:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
