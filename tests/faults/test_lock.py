@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from deploy.embedded_postgres import EmbeddedPostgres
+from ingester.waiting import WATCH_SECONDS
 from tests.faults.generations import SLOT, create_table, execute, generations, insert, until, witness
 from tests.pipeline.fixtures import StartStack
 
@@ -33,8 +34,8 @@ async def test_the_lock_of_another_instance_is_waited_for(table: str, start_stac
         assert health["status"] == "waiting"
         assert f"pid {holder[0]} (galvanic lock, from 127.0.0.1)" in health["reason"]
         assert (await second.health())[0] == 202
-        # Two looks, and then some.
-        await asyncio.sleep(25)
+        # Two looks, after which remains would be ended.
+        await asyncio.sleep(1.3 * WATCH_SECONDS)
         await reader.kept()
         assert first.log_of("ingester").count("session opened") == 1
         assert "ending pid" not in second.log_of("ingester")
@@ -69,7 +70,7 @@ async def test_a_holder_is_left_alone_while_there_is_no_slot(table: str, start_s
     await holder.execute(f"SELECT pg_advisory_lock(hashtext('{SLOT}'))".encode())
     stack = await start_stack(table, ready=False)
     await stack.wait_health(f"pid {holder.info.backend_pid}")
-    await asyncio.sleep(25)
+    await asyncio.sleep(1.3 * WATCH_SECONDS)
     await holder.execute("SELECT 1")
     assert "ending pid" not in stack.log_of("ingester")
     await holder.close()

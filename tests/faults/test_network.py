@@ -113,7 +113,7 @@ async def test_flapping(proxy: Proxy, database: str, start_stack: StartStack, se
 async def test_blackhole(
     proxy: Proxy, database: str, start_stack: StartStack, seed: int, directions: tuple[Direction, ...]
 ) -> None:
-    """Nobody says anything any more, for three times ``wal_sender_timeout``: Postgres gives the walsender up.
+    """Nobody says anything any more, for twice ``wal_sender_timeout``: Postgres gives the walsender up.
 
     A line that is dead both ways is noticed without a word from the other side, and health says so.
     """
@@ -122,7 +122,7 @@ async def test_blackhole(
         before = len(await backends.backends(database, backends.STREAM))
         assert before == 1
         proxy.blackhole(*directions)
-        await fleet.run(3 * WAL_SENDER_TIMEOUT)
+        await fleet.run(2 * WAL_SENDER_TIMEOUT)
         if len(directions) == 2:
             await stack.wait_logged("ingester", "no replication session; trying again")
             status, body = await stack.health()

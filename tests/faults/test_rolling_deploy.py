@@ -149,7 +149,7 @@ async def test_there_and_back_under_load(
     async with service(database, seed, old) as clients:
         fleet = clients.fleet
         new = await second(start_stack, database, old)
-        for round_number in range(max(3, round(3 * SCALE))):
+        for round_number in range(max(2, round(2 * SCALE))):
             large = asyncio.create_task(fleet.workload.large(20_000))
             await fleet.run(choice.uniform(0.2, 1.5))
             clients.switch(new)

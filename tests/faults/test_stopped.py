@@ -12,6 +12,7 @@ import signal
 import pytest
 
 from deploy.embedded_postgres import EmbeddedPostgres
+from shapeworker.lease import SILENCE
 from tests.faults.backends import STREAM, backends, confirmed_flush, insert_position
 from tests.pipeline.fixtures import StartStack
 from tests.pipeline.fleet import Fleet
@@ -29,8 +30,8 @@ async def test_a_worker_for_a_moment(database: str, start_stack: StartStack, see
 
 
 @pytest.mark.faults
-async def test_a_worker_for_a_minute(database: str, start_stack: StartStack, seed: int) -> None:
-    await _stop_worker(database, start_stack, seed, 60)
+async def test_a_worker_for_longer_than_its_lease(database: str, start_stack: StartStack, seed: int) -> None:
+    await _stop_worker(database, start_stack, seed, SILENCE + 5)
 
 
 async def _stop_worker(database: str, start_stack: StartStack, seed: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
@@ -83,9 +84,8 @@ async def start_stack(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         stack.start()
         if not ready:
             return stack
-        await stack.wait_active()
         # A worker that joins a moment later takes partitions over, which ends shapes that are just being created there.
-        await stack.wait_balanced()
+        await asyncio.gather(stack.wait_active(), stack.wait_balanced())
         return stack
 
     yield start

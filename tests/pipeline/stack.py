@@ -156,14 +156,22 @@ class Stack:
 
     async def wait_balanced(self) -> dict[int, str]:
         """Waits until each partition has an owner and each wanted worker, but no other, some; who owns what."""
-        deadline = time.monotonic() + _HANG_SECONDS
-        status = None
-        while time.monotonic() < deadline:
-            status = await asyncio.to_thread(self._status)
-            complete = status is not None and len(status.owners) == status.partitions
-            if status is not None and complete and set(status.owners.values()) == set(self.workers):
-                return status.owners
-            await asyncio.sleep(0.1)
+        status: Status | None = None
+        endpoint = self._environment("ingester").get(
+            "GALVANIC_STATUS_ENDPOINT", f"ipc://{self.run_directory}/status.sock"
+        )
+        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+            subscriber.setsockopt(zmq.LINGER, 0)
+            subscriber.subscribe(STATUS_TOPIC)
+            subscriber.connect(endpoint)
+            deadline = time.monotonic() + _HANG_SECONDS
+            while time.monotonic() < deadline:
+                if not subscriber.poll(0):
+                    await asyncio.sleep(0.02)
+                    continue
+                status = decode_status(subscriber.recv_multipart()[-1])
+                if len(status.owners) == status.partitions and set(status.owners.values()) == set(self.workers):
+                    return status.owners
         raise AssertionError(f"the partitions do not settle on {self.workers}: {status}")
 
     def add_worker(self) -> str:
@@ -295,17 +303,6 @@ class Stack:
         answer = control_client.ask(self.run_directory, gateway, StatusQuestion())
         assert isinstance(answer, ProcessStatus), answer
         return int(answer.facts["waiting"])
-
-    def _status(self) -> Status | None:
-        """The next status the ingester publishes, or None when there is none for a while."""
-        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
-            subscriber.setsockopt(zmq.LINGER, 0)
-            subscriber.subscribe(STATUS_TOPIC)
-            environment = self._environment("ingester")
-            subscriber.connect(environment.get("GALVANIC_STATUS_ENDPOINT", f"ipc://{self.run_directory}/status.sock"))
-            if not subscriber.poll(3000):
-                return None
-            return decode_status(subscriber.recv_multipart()[-1])
 
     def _declare(self, name: str, *arguments: str) -> _Child:
         child = _Child(name, list(arguments), self._logs / f"{name}.log")
