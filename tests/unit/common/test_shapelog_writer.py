@@ -350,7 +350,7 @@ def test_close_while_another_thread_syncs(tmp_path: Path) -> None:
     class SlowFiles(RealFiles):
         def fdatasync(self, fd: int, /) -> None:  # type: ignore[override]
             started.set()
-            assert go_on.wait(30)
+            assert go_on.wait(120)
             RealFiles.fdatasync(fd)
 
         def close(self, fd: int, /) -> None:
@@ -370,13 +370,13 @@ def test_close_while_another_thread_syncs(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=sync)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(120)
     assert index.pending
     writer.close()
     writer.close()
     assert closed == []
     go_on.set()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert errors == []
     assert closed == [fd]

@@ -100,7 +100,7 @@ def test_it_dies_with_its_parent(directory: Path) -> None:
         pid = int(parent.stdout.readline().split()[0])
         assert is_alive(pid)
         parent.send_signal(signal.SIGKILL)
-        parent.wait(30)
+        parent.wait(120)
         # Started at once, the next server waits for the one that still shuts down.
         with EmbeddedPostgres(directory, fsync=False) as server:
             assert value(server, "SELECT 1") == 1

@@ -219,7 +219,7 @@ async def test_who_is_refused_gets_all_answers_before_the_connection_ends(
         await asyncio.sleep(slow)
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         await asyncio.sleep(slow)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             answers = await reader.read()
         body, _, end = answers.rpartition(b"0\r\n\r\nHTTP/1.1 ")
         assert len(body) > 400_000
@@ -260,7 +260,7 @@ async def test_nobody_is_given_another_protocol(world: Cluster, protocol: str, c
     for start, end in itertools.pairwise([0, *cuts, len(asked)]):
         writer.write(asked[start:end])
         await asyncio.sleep(0.02)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         answers = await reader.read()
     assert answers.count(b"HTTP/1.1 404") == 2
     writer.close()
@@ -273,7 +273,7 @@ async def test_a_body_may_end_like_the_beginning_of_such_a_header(world: Cluster
     reader, writer = await asyncio.open_connection("127.0.0.1", world.settings.port)
     for _ in range(2):
         writer.write(asked.encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             head = await reader.readuntil(b"\r\n\r\n")
             assert b"Invalid JSON" in await reader.readexactly(
                 int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -433,7 +433,7 @@ async def test_the_process_serves_and_leaves_on_sigterm() -> None:
             process.send_signal(signal.SIGTERM)
             answer = await poll.response()
             assert answer.headers["electric-has-data"] == "false"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 assert await process.wait() == 0
             poll.close()
         finally:
@@ -455,7 +455,7 @@ async def test_a_client_that_never_ends_its_request_is_hung_up_on(sent: bytes) -
     async with cluster(tcp_read_timeout=0.3) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.settings.port)
         writer.write(sent)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             answer = await reader.read()
         assert answer.count(b"HTTP/1.1 ") == sent.count(b"\r\n\r\n")
         writer.close()

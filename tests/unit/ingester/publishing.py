@@ -77,7 +77,7 @@ class Bench:
         return made
 
     async def ensure(self, made: Publication, name: str, schema: str = "public") -> Outcome:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await made.ensure_table(await self.oid(name, schema), schema, name)
 
     async def close(self) -> None:
@@ -98,7 +98,7 @@ def refused(outcome: Outcome) -> NotPublished:
 
 async def backend_waits(bench: Bench) -> None:
     """Returns when one of the pool's backends waits for a lock."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             if await bench.one(
                 "SELECT true FROM pg_stat_activity WHERE application_name = 'galvanic test pool' "

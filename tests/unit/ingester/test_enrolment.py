@@ -176,7 +176,7 @@ async def test_a_transaction_that_reads_then_writes_is_never_the_victim_of_a_dea
     await user.execute("SELECT * FROM public.items")
     task = asyncio.create_task(bench.ensure(bench.publication(), "items"))
     await backend_waits(bench)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await user.execute("INSERT INTO public.items VALUES (1)")
         await user.execute("COMMIT")
     assert await task == Published()

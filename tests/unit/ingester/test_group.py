@@ -52,7 +52,7 @@ class Peer:
 
     async def told(self) -> Assign:
         """The next assignment."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not self.assigned:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return self.assigned.pop(0)
@@ -83,7 +83,7 @@ class World:
 
     async def status(self) -> Status:
         """What is published now."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             self.statuses.clear()
             while not self.statuses:
                 self.group.publish()

@@ -295,7 +295,7 @@ async def test_what_a_caller_leaves_open_is_rolled_back(pool: Pool) -> None:
 async def test_a_connection_that_died_while_idle_is_replaced(pool: Pool) -> None:
     async with pool.connection() as killer, pool.connection() as victim:
         pid = victim.info.backend_pid
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
     for _ in range(3):
         async with pool.connection() as connection, pool.connection() as other:

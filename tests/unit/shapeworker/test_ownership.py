@@ -90,7 +90,7 @@ class Owner:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - it changes with what threads do
             await asyncio.sleep(0.01)
 

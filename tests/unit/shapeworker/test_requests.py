@@ -125,7 +125,7 @@ class Desk:
     async def ask(self, request: Request) -> Reply:
         self.replies.clear()
         self.requests.message([b"peer", encode(request)])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while not self.replies:  # noqa: ASYNC110 - the reply comes from a task of its own
                 await asyncio.sleep(0)
         return self.replies[0]
@@ -285,6 +285,6 @@ async def test_a_subset_that_nobody_waits_for_is_given_up(desk: Desk) -> None:
 
 
 async def _until_none(desk: Desk) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while desk.reading:  # noqa: ASYNC110 - it ends in a task of its own
             await asyncio.sleep(0)

@@ -25,7 +25,7 @@ class FakeLog:
         self.error = error
 
     def sync(self) -> None:
-        self.go.wait(10)
+        self.go.wait(120)
         if self.error is not None:
             raise self.error
         self.syncs += 1
@@ -130,6 +130,9 @@ async def test_a_log_that_cannot_be_synced_holds_it_back_until_its_shape_has_end
         watch.syncer.dirty(log)
     watch.syncer.commit(150)
     flushing = asyncio.create_task(watch.syncer.flush())
+    async with asyncio.timeout(120):
+        while not watch.failures:  # noqa: ASYNC110 - it fails in a thread
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert watch.failures == [broken]
     assert watch.durable == []
@@ -173,7 +176,7 @@ async def test_a_log_can_be_closed_once_no_batch_touches_it(watch: Watch) -> Non
     await asyncio.sleep(0.05)
     assert not quiet.done()
     log.go.set()
-    await asyncio.wait_for(quiet, 10)
+    await asyncio.wait_for(quiet, 120)
     await flushing
 
 
