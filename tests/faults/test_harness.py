@@ -65,7 +65,7 @@ async def test_cut_after_counts_from_now_on_and_stops_in_the_middle(proxy: Proxy
 
 async def test_hold_after_stops_in_the_middle_and_loses_nothing(proxy: Proxy) -> None:
     reader, writer = await _connect(proxy)
-    proxy.hold_after(7)
+    proxy.hold_after(2)
     writer.write(b"0123456789")
     assert await reader.readexactly(2) == b"01"
     assert proxy.was_cut.is_set()

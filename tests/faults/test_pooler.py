@@ -71,7 +71,7 @@ async def test_the_pooler_may_die_during_a_snapshot(private_server: EmbeddedPost
                 # A table that the stream has not shown yet would make it wait for the pooler, to look up its partition
                 # tree.
                 await reader.kept()
-                # All that came before is a fraction of that, and the snapshot is several times as much.
+                # The snapshot is several times as much, and nothing else comes near.
                 proxy.hold_after(1_000_000)
                 big = Reader(stack.url, "big").start()
                 async with asyncio.timeout(HANG_SECONDS):

@@ -82,6 +82,14 @@ async def test_a_409_for_a_shape_that_was_served_for_long_is_a_failure() -> None
         await _forget(reader)
 
 
+async def test_how_long_a_shape_lives_that_is_not_complete_does_not_matter() -> None:
+    """On a slow machine that takes its time."""
+    service = Service(answers=3, pause=SETTLED, delay=0)
+    async with served(service) as url, Reader(url, "t", complete=lambda handle: False) as reader:
+        await _until_replaced(reader)
+        assert reader.view.ended == [HANDLES[0]]
+
+
 async def test_nor_may_a_protected_shape_end_while_it_is_made() -> None:
     async with served(Service(answers=0, pause=0, delay=0)) as url, Reader(url, "t", protected=True) as reader:
         with pytest.raises(Violation, match="must live"):
