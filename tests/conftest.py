@@ -44,7 +44,7 @@ def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 
 def drop_replication_slots(admin: psycopg.Connection, database_name: str) -> None:
     """Drops all slots of a database, ending the walsenders that still hold them."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 180
     while True:
         slots = admin.execute(
             "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s", [database_name]

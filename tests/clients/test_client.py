@@ -233,7 +233,7 @@ async def test_a_refresh_tells_of_commits_elsewhere(lineup: Lineup, way: Way) ->
     for number in range(5):
         await traffic.run(lineup.database, f"INSERT INTO {busy} VALUES ({number})")
         wanted = await driver.until(busy, operations={"insert": number + 1, "update": 0, "delete": 0}, upToDate=True)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while int((await driver.call("state", name=quiet))["lsn"]) < int(wanted["lsn"]):
                 await driver.call("refresh", name=quiet)
     await lineup.check()

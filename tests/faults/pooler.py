@@ -102,4 +102,4 @@ class Pooler:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait(10)
+            process.wait(120)

@@ -337,7 +337,7 @@ async def _served(stack: Stack, fleet: Fleet) -> None:
 
 async def _remount(disk: SmallDisk, options: str) -> None:
     """Once the last file that a dead process had open for writing is closed."""
-    for _ in range(200):
+    for _ in range(1000):
         with contextlib.suppress(subprocess.CalledProcessError):
             return disk.remount(options)
         await asyncio.sleep(0.1)

@@ -46,11 +46,11 @@ class Launched:
         """All it and its descendants have printed so far."""
         return self.output_file.read_text()
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 180) -> int:
         """Waits for its end and returns the exit code."""
         return self.process.wait(seconds)
 
-    def wait_for(self, text: str, seconds: float = 90) -> None:
+    def wait_for(self, text: str, seconds: float = 180) -> None:
         """Waits until the text was printed; fails if it ends before."""
         deadline = time.monotonic() + seconds
         while text not in self.output:
@@ -73,7 +73,7 @@ class Launched:
                     found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
 
-    def wait_until_alone(self, seconds: float = 60) -> None:
+    def wait_until_alone(self, seconds: float = 180) -> None:
         """Waits until no descendant is left."""
         deadline = time.monotonic() + seconds
         while left := self.descendants():

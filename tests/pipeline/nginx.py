@@ -121,7 +121,7 @@ class Nginx:
     ) -> None:
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(120)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

@@ -281,7 +281,7 @@ class Stack:
         for child in self._children.values():
             if child.process is not None and child.process.poll() is None:
                 _signal_group(child.process.pid, signal.SIGKILL)
-                child.process.wait(10)
+                child.process.wait(120)
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def check(self) -> None:
@@ -371,7 +371,7 @@ class Stack:
                 self.problems.append(f"{child.name} exits with {process.returncode} at SIGTERM")
             if _signal_group(process.pid, signal.SIGKILL) and process.poll() is not None:
                 self.problems.append(f"{child.name} left processes of its own behind")
-            process.wait(10)
+            process.wait(120)
 
 
 def owner_of(handle: str | None, owners: Mapping[int, str]) -> str:

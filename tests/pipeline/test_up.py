@@ -50,7 +50,7 @@ def stopped(launched: Launched, signum: signal.Signals) -> None:
     time.sleep(0.2)
     # An impatient second Ctrl-C does no harm.
     launched.process.send_signal(signum)
-    assert launched.wait(60) == 0, launched.output
+    assert launched.wait() == 0, launched.output
     assert launched.descendants() == {}
     assert launched.output.splitlines()[-1] == "galvanic: stopped"
 
@@ -75,7 +75,7 @@ def test_from_nothing_to_changes_and_away(started: Launched, tmp_path: Path) -> 
         with galvanic(f"scale {count} --run-dir {directory / 'run'}", tmp_path) as scale:
             assert scale.wait() == 0, scale.output
             assert scale.output.splitlines()[-1] == f"{count} workers"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         # A worker that was only just spawned is not yet called one.
         while sum("shapeworker" in line for line in started.descendants().values()) != count:
             assert time.monotonic() < deadline, started.descendants()
