@@ -119,8 +119,8 @@ async def test_blackhole(
     """
 
     async def fault(stack: Stack, fleet: Fleet) -> None:
-        before = len(await backends.backends(database, backends.STREAM))
-        assert before == 1
+        while len(await backends.backends(database, backends.STREAM)) != 1:
+            await fleet.run(0.1)
         proxy.blackhole(*directions)
         await fleet.run(2 * WAL_SENDER_TIMEOUT)
         if len(directions) == 2:

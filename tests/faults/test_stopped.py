@@ -107,7 +107,9 @@ async def test_walsender(database: str, start_stack: StartStack, seed: int) -> N
         workload.start()
         fleet.add_every_kind()
         await fleet.current()
-        (walsender,) = await backends(database, STREAM)
+        while len(found := await backends(database, STREAM)) != 1:
+            await fleet.run(0.1)
+        (walsender,) = found
         os.kill(walsender, signal.SIGSTOP)
         try:
             body = await stack.wait_health("Postgres has sent nothing for")
