@@ -380,11 +380,14 @@ async def test_rows_and_stream_together_are_what_postgres_holds(
     ]
     async with aiohttp.ClientSession() as session:
         client = Client(stack, session)
+        handles = []
         for shape in shapes:
             # A shape that is lost with its worker before it is complete is a 409, which is not what this is about.
-            assert (await client.get("items", **shape | {"offset": "-1"})).status == 200
+            made = await client.get("items", **shape | {"offset": "-1"})
+            assert made.status == 200
+            handles.append(made.headers["electric-handle"])
         async with asyncio.timeout(HANG_SECONDS):
-            while len(list(stack.storage.glob("partitions/*/shapes/*/shape.json"))) < len(shapes):  # noqa: ASYNC110
+            while not stack.are_complete(handles):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         followers = [_Follower(client, shape, random.Random(choice.random())) for shape in shapes]
         writers = [asyncio.create_task(_write(database, random.Random(choice.random()), quiet)) for _ in range(3)]
@@ -456,7 +459,7 @@ async def test_a_large_subset_survives_its_worker_and_ends_with_its_client(
         first = await client.get("large", log="changes_only")
         ours = {"log": "changes_only", "handle": first.headers["electric-handle"], "offset": "0_inf"}
         async with asyncio.timeout(HANG_SECONDS):
-            while not list(stack.storage.glob("partitions/*/shapes/*/shape.json")):  # noqa: ASYNC110
+            while not stack.are_complete([first.headers["electric-handle"]]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
         await other.execute("LOCK TABLE large")
