@@ -73,7 +73,11 @@ CATALOGUE: Final[dict[str, Metric]] = {
         "histogram", "Milliseconds from a commit in Postgres until the ingester has it.", bounds=MILLISECONDS
     ),
     "galvanic_stream_silent_seconds": Metric("gauge", "For how long Postgres has sent nothing although it was asked."),
-    "galvanic_in_flight_bytes": Metric("gauge", "Bytes sent to a worker that it has not dealt with yet.", ("worker",)),
+    "galvanic_in_flight_bytes": Metric(
+        "gauge",
+        "Bytes sent to a worker that it has not told to be dealt with; a few it tells each second.",
+        ("worker",),
+    ),
     # into the shapes
     "electric_shapes_total_shapes_count": Metric("gauge", "Shapes."),
     "electric_shapes_active_shapes_count": Metric("gauge", "Shapes whose log is open, as it was used not long ago."),

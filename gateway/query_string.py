@@ -7,11 +7,15 @@ bracketed keys all hang on it.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 Value = str | list["Value"] | dict[str, "Value"]
 """A plain parameter is a text, ``k[]=v`` a list, ``k[x]=v`` a map."""
+
+REMEMBERED: Final = 512
+"""Decoded texts kept; none is longer than a request line."""
 
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _BRACKETED = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])+)", re.DOTALL)
@@ -31,9 +35,13 @@ def parse_target(raw: str) -> Target:
     Routing and authentication both use the segments, so no spelling of a path can reach a handler around the secret.
     """
     path, _, query = raw.partition("#")[0].partition("?")
+    return Target(_segments(path), query)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _segments(path: str) -> tuple[str, ...]:
     path = _AUTHORITY.sub("", path, count=1)
-    segments = tuple(_decode_bytes(part).decode("utf-8", "replace") for part in path.split("/") if part)
-    return Target(segments, query)
+    return tuple(_decode_bytes(part).decode("utf-8", "replace") for part in path.split("/") if part)
 
 
 def parse_query(query: str) -> dict[str, Value]:
@@ -44,9 +52,15 @@ def parse_query(query: str) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for pair in query.split("&"):
         if pair:
-            name, _, value = pair.partition("=")
-            _assign(values, _decode(name), _decode(value))
+            _assign(values, *_decoded(pair))
     return values
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decoded(pair: str) -> tuple[str, str]:
+    """Name and value of a parameter. From one request to the next, a client changes one or two of them."""
+    name, _, value = pair.partition("=")
+    return _decode(name), _decode(value)
 
 
 def _decode(text: str) -> str:
@@ -59,7 +73,7 @@ def _decode_bytes(text: str) -> bytes:
 
 
 def _assign(values: dict[str, Value], name: str, value: str) -> None:
-    match = _BRACKETED.fullmatch(name)
+    match = _BRACKETED.fullmatch(name) if "[" in name else None
     if match is None:
         values[name] = value
         return

@@ -6,9 +6,11 @@ Checks run in rounds; all errors of the first round are reported together, later
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,6 +28,12 @@ INVALID: Final = "is invalid"
 OUT_OF_BOUNDS: Final = "out of bounds for this shape"
 NOT_NUMBERS: Final = "Parameters can only use numbers as keys"
 NOT_SEQUENTIAL: Final = "Parameters must be numbered sequentially, starting from 1"
+
+REMEMBERED: Final = 512
+"""Definitions of shapes that are remembered with what they mean."""
+
+REMEMBERED_CHARS: Final = 10_000
+"""And no longer ones: a request line cannot have them."""
 
 _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
 _REPLICAS: Final[Mapping[str, Replica]] = {"default": "default", "full": "full"}
@@ -98,16 +106,17 @@ def parse_log_query(query: Mapping[str, Value]) -> LogQuery:
         raise InvalidRequest({"live": ["can't be true when offset is 'now'"]})
     if live_sse and not live:
         raise InvalidRequest({"live_sse": ["can't be true unless live is also true"]})
-    sent = definition.shape()
+    understand = _remembered if definition.size <= REMEMBERED_CHARS else _understood
+    sent, shape, queryable = understand(definition)
     return LogQuery(
-        shape=_normal(sent),
+        shape=shape,
         sent=sent,
         offset=offset,
         handle=handle,
         live=live,
         sse=live_sse,
         cursor=_cursor(query.get("cursor")),
-        queryable=definition.queryable_columns(),
+        queryable=queryable,
     )
 
 
@@ -168,13 +177,13 @@ class _Cast:
         self._refuse(name)
         return default
 
-    def texts(self, name: str) -> list[str] | str | None:
+    def texts(self, name: str) -> tuple[str, ...] | str | None:
         """A comma list as it is, or the elements of ``name[]=…``."""
         value = self.given(name)
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, list):
-            elements = [element for element in value if isinstance(element, str)]
+            elements = tuple(element for element in value if isinstance(element, str))
             if len(elements) == len(value):
                 return elements
         self._refuse(name)
@@ -214,9 +223,9 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
 
     table: str | None
     where: str | None
-    params: dict[str, str]
-    columns: list[str] | str | None
-    queryable: list[str] | str | None
+    params: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...] | str | None
+    queryable: tuple[str, ...] | str | None
     replica: Replica
     log: LogMode
 
@@ -225,7 +234,7 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
         definition = _Definition(
             table=cast.text("table"),
             where=cast.text("where"),
-            params=cast.mapping("params"),
+            params=tuple(cast.mapping("params").items()),
             columns=cast.texts("columns"),
             queryable=cast.texts("queryable_columns"),
             replica=cast.choice("replica", _REPLICAS, "default"),
@@ -234,6 +243,14 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
         # Accepted without effect: a log that is never compacted is one the flag allows (http-api.md 12.8).
         cast.choice("experimental_compaction", _BOOLEANS, False)
         return definition
+
+    @property
+    def size(self) -> int:
+        """How many characters its texts have."""
+        texts = [self.table or "", self.where or "", *itertools.chain(*self.params)]
+        for names in (self.columns or (), self.queryable or ()):
+            texts.extend((names,) if isinstance(names, str) else names)
+        return sum(map(len, texts))
 
     def shape(self) -> ShapeRequest:
         """Raises :class:`InvalidRequest` for a missing table, bad identifiers and what this version lacks."""
@@ -252,7 +269,7 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
             table=table,
             columns=None if columns is None else tuple(sorted(columns)),
             where=self.where,
-            params=() if self.where is None else _in_order(self.params),
+            params=() if self.where is None else _in_order(dict(self.params)),
             replica=self.replica,
             log=self.log,
         )
@@ -261,6 +278,24 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
         """Raises :class:`InvalidRequest` for bad identifiers."""
         names = _columns("queryable_columns", self.queryable)
         return None if names is None else tuple(names)
+
+
+class _Meaning(NamedTuple):
+    """Of a definition: the shape with its clause as sent and as all spellings have it, and columns for subsets."""
+
+    sent: ShapeRequest
+    shape: ShapeRequest
+    queryable: tuple[str, ...] | None
+
+
+def _understood(definition: _Definition) -> _Meaning:
+    """Raises :class:`InvalidRequest`."""
+    sent = definition.shape()
+    return _Meaning(sent, _normal(sent), definition.queryable_columns())
+
+
+# A client that follows a shape defines it again in each of its requests.
+_remembered = lru_cache(maxsize=REMEMBERED)(_understood)
 
 
 def _normal(sent: ShapeRequest) -> ShapeRequest:
@@ -288,7 +323,7 @@ def _identifiers(field: str, parse: Callable[[str], T], text: str) -> T:
         raise InvalidRequest({field: [str(error)]}) from None
 
 
-def _columns(field: str, given: list[str] | str | None) -> list[str] | None:
+def _columns(field: str, given: tuple[str, ...] | str | None) -> list[str] | None:
     """The unique names; the list form takes them verbatim (http-api.md 7.3)."""
     if given is None:
         return None
@@ -297,7 +332,7 @@ def _columns(field: str, given: list[str] | str | None) -> list[str] | None:
     elif "" in given:
         raise InvalidRequest({field: ["Invalid zero-length identifier"]})
     else:
-        names = given
+        names = list(given)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InvalidRequest({field: [_not_found(repeated)]})

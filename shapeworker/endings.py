@@ -47,7 +47,7 @@ class Endings:
         self._on_ended = on_ended
         self._tasks: set[asyncio.Task[None]] = set()
         self.unmarked: Counter[int] = Counter()
-        """Per partition, the shapes that have ended but whose readers cannot see it yet."""
+        """Per partition that has such, the shapes that have ended but whose readers cannot see it yet."""
         self.recording: dict[str, tuple[float, str]] = {}
         """Shapes whose end is being recorded: since when (monotonic time), and why it has failed so far."""
         self._marks: dict[str, asyncio.Future[None]] = {}
@@ -114,6 +114,8 @@ class Endings:
         marked = partial(partition.mark_ended, shape.handle) if shape.log is None else shape.log.mark_ended
         await self._insist(marked, shape)
         self.unmarked[shape.partition] -= 1
+        if not self.unmarked[shape.partition]:
+            del self.unmarked[shape.partition]
         self._marks.pop(shape.handle).set_result(None)
         self._on_ended(shape, reason)
         if shape.building is not None:

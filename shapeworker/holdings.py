@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from common.frames import Gap
 from common.shape import ShapeRequest
@@ -29,6 +29,10 @@ class Holdings:
     def may_create(self, number: int) -> bool:
         """Whether new shapes may be made in this partition."""
         return number in self.partitions and number not in self.leaving
+
+    def open_among(self, numbers: Set[int]) -> set[int]:
+        """Those of these partitions in which new shapes may be made."""
+        return (numbers & self.partitions.keys()) - self.leaving
 
     def add(self, shape: Shape) -> None:
         """A shape that lives in a held partition."""

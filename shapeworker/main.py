@@ -40,7 +40,6 @@ from common.messages import (
     STATUS_TOPIC,
     Assign,
     Blocked,
-    Credit,
     Durable,
     Evict,
     FromWorker,
@@ -63,6 +62,7 @@ from shapeworker.announcer import Announcer
 from shapeworker.apply import RECORDS, Applier, StorageFull
 from shapeworker.catalog import CatalogDamaged
 from shapeworker.creation import Creator
+from shapeworker.credits import Credits
 from shapeworker.definitions import Definitions
 from shapeworker.endings import Endings
 from shapeworker.eviction import Eviction
@@ -125,8 +125,7 @@ class Worker:
         self._shortage = ("", -FULL_DISK_PAUSE)
         # Frames are missing, and no new epoch has come yet. A full disk is another matter, with a patience of its own.
         self._lost = False
-        # Of which epoch how many bytes of frames are dealt with, and what the ingester was told of that.
-        self._dealt = self._credited = (0, 0)
+        self._credits = Credits()
         # The position that gateways were told last.
         self._published = 0
         self._tables: set[int] = set()
@@ -283,6 +282,8 @@ class Worker:
                 self._hello(self._version)
             now = time.monotonic()
             self._send(Durable(self._reporting, self._syncer.durable, tuple(self._obstacles(now, late))))
+            if credit := self._credits.rest():
+                self._send(credit)
             self._publish_applied()
             await asyncio.sleep(HEARTBEAT)
             late = time.monotonic() - now - HEARTBEAT
@@ -399,11 +400,7 @@ class Worker:
             log.warning("frames were lost; asking for them again", epoch=self._intake.epoch)
             self._lost = True
             self._hello(self._version)
-        # To the epoch of the frame, whichever is the present one: credits of the past must not buy anything now.
-        epoch, _ = parse_frame(frame)
-        if epoch >= self._dealt[0]:
-            before = self._dealt[1] if epoch == self._dealt[0] else 0
-            self._dealt = epoch, before + len(frame)
+        self._credits.dealt(frame)
 
     def _after_stream(self) -> None:
         """Nothing else happens on the loop before what the frames of this turn have brought is written and told."""
@@ -413,9 +410,8 @@ class Worker:
             self._on_full(error)
         if self._syncer.applied != self._published:
             self._publish_applied()
-        if self._dealt != self._credited:
-            self._credited = self._dealt
-            self._send(Credit(*self._dealt))
+        if credit := self._credits.due():
+            self._send(credit)
 
     def _on_position(self, position: int, fed: tuple[int, ...]) -> None:
         """A new epoch feeds these partitions: only their shapes get anything.
@@ -534,8 +530,7 @@ class Worker:
 
     def _publish_applied(self) -> None:
         # A shape that has ended but cannot be told from a living one yet lacks what came after its end.
-        unmarked = self._endings.unmarked
-        partitions = [partition for partition in self._fed if self._fed_here(partition) and not unmarked[partition]]
+        partitions = self._holdings.open_among(self._fed) - self._endings.unmarked.keys()
         if partitions and not self._full:
             self._published = self._syncer.applied
             self._announcer.applied(self._generation, self._published, partitions)

@@ -92,8 +92,13 @@ class _Committed:
         return found
 
     def first_after(self, offset: Offset) -> int:
-        """The number of the first record above ``offset``. Most requests are near the end, so that is tried first."""
+        """The number of the first record above ``offset``; the last one is above it.
+
+        Most requests are near the end, so that is tried first.
+        """
         count, tail = self.count, self.tail
+        if count == 1 or self.record(count - 2)[:2] <= offset:
+            return count - 1
         low, high = (tail, count) if tail == 0 or self.record(tail)[:2] <= offset else (0, tail)
         key: tuple[int, int] = offset
         return bisect_right(range(count), key, lo=low, hi=high, key=lambda at: self.record(at)[:2])

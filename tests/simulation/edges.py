@@ -39,6 +39,7 @@ import ingester.watermark
 import shapeworker.announcer
 import shapeworker.apply
 import shapeworker.catalog
+import shapeworker.credits
 import shapeworker.descriptions
 import shapeworker.eviction
 import shapeworker.main
@@ -262,6 +263,7 @@ def replaced(
         (ingester.fanout, "FRAME_BYTES", sizes["frame"]),
         (ingester.fanout, "CREDIT_BYTES", sizes["credit"]),
         (ingester.fanout, "RING", sizes["ring"]),
+        (shapeworker.credits, "STEP", sizes["frame"]),
         (shapeworker.apply, "SPILL_BYTES", sizes["spill"]),
         (shapeworker.apply, "HELD_BYTES", sizes["held"]),
         (writer, "BUFFER_BYTES", sizes["buffer"]),

@@ -134,7 +134,7 @@ MUTATIONS: Final = (
         "                self._creator.subscribe_anew()\n            try:",
         "            try:",
     ),
-    Mutation("what has ended may be said to be readable", WORKER, " and not unmarked[partition]]", "]"),
+    Mutation("what has ended may be said to be readable", WORKER, " - self._endings.unmarked.keys()", ""),
     Mutation(
         "told to be readable before it is",
         WORKER,
