@@ -1,13 +1,14 @@
 """The head of a request, as clients send it (http-api.md 1).
 
 Nearly every request is one packet without a body, and clients that follow a shape together send the same bytes. Such a
-packet is parsed once for all of them.
+packet is parsed once for all of them; and of a client's next one, which differs in its target, only the request line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from copy import copy
 from functools import lru_cache
 from typing import Final
 
@@ -34,6 +35,8 @@ _READ_BYTES: Final = 64 * 1024
 """Bytes of a body that may wait for whoever reads it."""
 
 _PLAIN = re.compile(rb"GET [^\r\n]+ HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
+_LINE = re.compile(rb"GET (/[\w/.~%&=?,:+*-]*) HTTP/1\.1\r\n")
+"""A request line with a target that needs no parser to be told from a bad one."""
 _NOT_PLAIN = re.compile(rb"\r\n(?:content-length|transfer-encoding|upgrade|expect)", re.IGNORECASE)
 
 
@@ -59,6 +62,12 @@ class Request:
         self.keep_alive = keep_alive
         self.payload = payload
 
+    def at(self, target: str) -> Request:
+        """The same for another target."""
+        other = copy(self)
+        other.target = target
+        return other
+
 
 def request_of(message: RawRequestMessage, payload: StreamReader) -> Request:
     """What the parser has read."""
@@ -71,6 +80,15 @@ def request_of(message: RawRequestMessage, payload: StreamReader) -> Request:
 @lru_cache(maxsize=REMEMBERED)
 def remembered(packet: bytes) -> Request | None:
     """The request that a packet is, if it is exactly one, valid and without a body."""
+    line = _LINE.match(packet)
+    if line is None:
+        return _parsed(packet)
+    same = _parsed(b"GET / HTTP/1.1\r\n" + packet[line.end() :])
+    return None if same is None else same.at(line[1].decode())
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _parsed(packet: bytes) -> Request | None:
     if _PLAIN.fullmatch(packet) is None or _NOT_PLAIN.search(packet):
         return None
     try:
