@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,18 @@ class Channel:
 
     def send(self, parts: list[bytes]) -> bool:
         """Queue a message. ``False`` if the socket cannot take it or the peer is unknown (ROUTER_MANDATORY)."""
+        return self.send_all((parts,))
+
+    def send_all(self, messages: Iterable[list[bytes]]) -> bool:
+        """Queue messages, one after the other. ``False`` at the first that is refused; the others are dropped."""
         if self._closed:
             return False
         send = self.socket.send
         try:
-            for part in parts[:-1]:
-                send(part, _MORE_NOW)
-            send(parts[-1], _NOW)
+            for parts in messages:
+                for part in parts[:-1]:
+                    send(part, _MORE_NOW)
+                send(parts[-1], _NOW)
         except zmq.ZMQError:
             return False
         finally:

@@ -1,6 +1,7 @@
 """What a worker tells gateways without being asked: tails, endings, what is applied (architecture.md 3).
 
-Hints only: a gateway that misses one looks for itself. Tails go out only for handles that somebody waits on.
+Hints only: a gateway that misses one looks for itself. Tails go out only for handles that somebody waits on. What a
+turn brings goes out together, so that it wakes nobody twice.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ class Announcer:
         self._find = find
         self._holds = holds
         self._watched: set[str] = set()
+        self._tails: dict[str, Offset] = {}
+        self._applied: Applied | None = None
 
     def tail(self, shape: Shape, end: Offset) -> None:
-        """The log of the shape has a new end."""
+        """The log of the shape has a new end; :meth:`tell` tells it."""
         if shape.handle in self._watched:
-            self._channel.send([handle_topic(shape.handle), encode(Tail(end))])
+            self._tails[shape.handle] = end
 
     def ended(self, shape: Shape, reason: str) -> None:
         """The shape is gone."""
@@ -35,8 +38,18 @@ class Announcer:
             self._channel.send([handle_topic(shape.handle), encode(Ended(reason))])
 
     def applied(self, generation: int, lsn: int, partitions: Iterable[int]) -> None:
-        """All commits up to ``lsn`` are readable in the shapes of these partitions."""
-        self._channel.send([APPLIED_TOPIC, encode(Applied(generation, lsn, tuple(partitions)))])
+        """All commits up to ``lsn`` are readable in the shapes of these partitions; :meth:`tell` tells it."""
+        self._applied = Applied(generation, lsn, tuple(partitions))
+
+    def tell(self) -> None:
+        """Send what has gathered: the tails first, since what is applied speaks of them."""
+        tails, self._tails = self._tails, {}
+        messages = [[handle_topic(handle), encode(Tail(end))] for handle, end in tails.items()]
+        if self._applied is not None:
+            messages.append([APPLIED_TOPIC, encode(self._applied)])
+            self._applied = None
+        if messages:
+            self._channel.send_all(messages)
 
     def is_watched(self, handle: str) -> bool:
         """Whether a gateway has clients that wait on this shape, or had a moment ago."""
@@ -59,5 +72,6 @@ class Announcer:
         shape = self._find(handle)
         if shape is not None:
             self.tail(shape, shape.last)
+            self.tell()
         elif self._holds(handle):
             self._channel.send([topic, encode(Ended("there is no shape with this handle"))])

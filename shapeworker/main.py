@@ -172,7 +172,7 @@ class Worker:
             self._definitions,
             snapshots=max(1, connections - lookups - subsets),
             subscribe=self._subscribe,
-            on_written=self.written,
+            on_written=self._on_held_back_written,
             on_active=self._logs.open,
         )
         self._subsets = Subsets(
@@ -285,6 +285,7 @@ class Worker:
             if credit := self._credits.rest():
                 self._send(credit)
             self._publish_applied()
+            self._announcer.tell()
             await asyncio.sleep(HEARTBEAT)
             late = time.monotonic() - now - HEARTBEAT
 
@@ -410,6 +411,7 @@ class Worker:
             self._on_full(error)
         if self._syncer.applied != self._published:
             self._publish_applied()
+        self._announcer.tell()
         if credit := self._credits.due():
             self._send(credit)
 
@@ -502,6 +504,11 @@ class Worker:
             self._syncer.dirty(shape.log)
         self.measures.stored += transactions
         self._announcer.tail(shape, end)
+
+    def _on_held_back_written(self, shape: Shape, end: Offset) -> None:
+        # No turn of the stream that would tell it.
+        self.written(shape, end)
+        self._announcer.tell()
 
     def ended(self, shape: Shape, reason: str) -> None:
         """The shape cannot go on."""

@@ -8,7 +8,7 @@ is given while it is not connected; a ROUTER refuses what is for nobody; a PUB d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
@@ -303,6 +303,10 @@ class SimChannel:
     def send(self, parts: Parts) -> bool:
         """Queue a message."""
         return self.socket.send(parts)
+
+    def send_all(self, messages: Iterable[Parts]) -> bool:
+        """Queue messages, until one is refused; each of them may get lost by itself."""
+        return all(self.socket.send(parts) for parts in messages)
 
     def close(self) -> None:
         """Close the socket."""
