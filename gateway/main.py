@@ -11,6 +11,7 @@ import zmq
 
 from common.config import Settings
 from common.instruments import Instruments
+from common.process import collect_rarely
 from gateway.gateway import Gateway
 
 log = structlog.get_logger(__name__)
@@ -18,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 def main(settings: Settings, gateway_id: str) -> int:
     """Serve until SIGTERM or SIGINT; the exit code is 0 then, 1 if the port could not be bound."""
+    collect_rarely()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, gateway_id))
 

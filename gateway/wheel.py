@@ -38,6 +38,6 @@ class Wheel(Generic[T]):
 
     def advance(self, now: float) -> list[T]:
         """What is due, in the order of deadlines."""
-        self._done = max(self._done, math.floor(now / TICK))
-        due = sorted(slot for slot in self._slots if slot <= self._done)
-        return [item for slot in due for item in self._slots.pop(slot)]
+        before, self._done = self._done, max(self._done, math.floor(now / TICK))
+        # Nothing is ever added to a slot that is over.
+        return [item for slot in range(before + 1, self._done + 1) for item in self._slots.pop(slot, ())]

@@ -20,6 +20,7 @@ from common.instruments import Instruments
 from common.messages import Subscribe
 from common.obstacles import Obstacle
 from common.postgres import DATABASE_ERRORS, DatabaseProblem, Kind, Pool, Problem, classify
+from common.process import collect_rarely
 from common.remedies import Remedies
 from common.shortage import describe, is_shortage
 from ingester.feed import Feed
@@ -383,6 +384,7 @@ async def _run(settings: Settings) -> int:
 
 def main(settings: Settings) -> int:
     """Run the ingester until SIGTERM. Returns the exit code; :data:`FATAL_EXIT` for what only a setting can change."""
+    collect_rarely()
     code = uvloop.run(_run(settings))
     log.info("ingester stopped", code=code)
     return code

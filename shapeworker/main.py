@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import secrets
 import sqlite3
 import time
@@ -28,7 +27,6 @@ from common.frames import (
     Subscribed,
     decode_answer,
     decode_gap,
-    parse_frame,
     parse_position,
     records,
 )
@@ -54,6 +52,7 @@ from common.messages import (
 )
 from common.obstacles import TOLD, Obstacle
 from common.postgres import Pool
+from common.process import collect_rarely
 from common.shape import ShapeRequest, partition_of_handle
 from common.shortage import describe
 from common.sockets import Channel, bound, connected
@@ -571,8 +570,7 @@ async def _run(settings: Settings, worker_id: str) -> int:
 def main(settings: Settings, worker_id: str) -> int:
     """Run a shapeworker until SIGTERM. Returns the exit code."""
     started = time.monotonic()
-    # Shapes are many and live long; what goes is mostly freed without a collection.
-    gc.set_threshold(20_000, 20, 20)
+    collect_rarely()
     code = uvloop.run(_run(settings, worker_id))
     log.info("shapeworker stopped", seconds=round(time.monotonic() - started, 1), code=code)
     return code
