@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,26 @@ async def test_every_message_arrives_in_order_also_when_both_sides_send_at_once(
     assert got == echoed == [b"%d" % number for number in range(count)]
     server.close()
     client.close()
+    context.term()
+
+
+async def test_what_a_send_has_noticed_does_not_lie_unread(endpoint: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    got: list[list[bytes]] = []
+    bare = bound(context, zmq.ROUTER, endpoint)
+    server = Channel(bare, got.append)
+    client = connected(context, zmq.DEALER, endpoint)
+    client.send(b"first")
+    await until(got, 1)
+    for number in range(2, 5):
+        client.send(b"next")
+        # The loop does not turn meanwhile; a send looks for news by itself when the last look was a millisecond ago.
+        assert select.select([bare.getsockopt(zmq.FD)], [], [], 60)[0]
+        time.sleep(0.01)  # noqa: ASYNC251 - as it says
+        assert server.send([got[0][0], b"answer"])
+        await until(got, number)
+    server.close()
+    client.close(0)
     context.term()
 
 
