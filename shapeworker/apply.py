@@ -6,7 +6,7 @@ Shapes that the same changes concern get those of many records at once: a record
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -85,11 +85,16 @@ class Applier:
     will get, and what they have got is not in their logs yet. So many small transactions cost each log one write.
     """
 
-    def __init__(self, events: Events, open_log: Callable[[Shape], None]) -> None:
-        """``open_log`` opens and recovers the log of a shape that is touched for the first time since a while."""
+    def __init__(self, events: Events, open_log: Callable[[Shape], None], fed: Container[int]) -> None:
+        """``open_log`` opens and recovers the log of a shape that is touched for the first time since a while.
+
+        ``fed`` are the partitions that the present epoch feeds: only their shapes get anything. It changes between two
+        epochs; what else leaves it has no shapes here any more.
+        """
         self.delivered = Delivered()
         self._events = events
         self._open_log = open_log
+        self._fed = fed
         self._audiences: dict[int, list[Audience]] = {}
         self._relations: dict[int, tuple[Relation, tuple[int, ...]]] = {}
         self._readings: dict[int, list[Reading]] = {}
@@ -255,9 +260,9 @@ class Applier:
             filtered = [shape for shape in audience if shape.filter is not None]
             self._obstruct_all(filtered, f"{error}: REPLICA IDENTITY of the table is not FULL")
             return
-        for shape, failure in moves.failed.items():
+        for shape in self._entering(moves.failed):
             shape.filter_failed = True
-            self._obstruct_all((shape,), f"its where clause fails: {failure}")
+            self._obstruct(shape, f"its where clause fails: {moves.failed[shape]}")
         for kind, moved in (INSERT, moves.inserted), (UPDATE, moves.updated), (DELETE, moves.deleted):
             if moved:
                 for projection, shapes in reading.by_projection(moved):
@@ -330,6 +335,10 @@ class Applier:
         return [shape for shape in shapes if not shape.skips]
 
     def _enter(self, shape: Shape) -> None:
+        if shape.partition not in self._fed:
+            # It may have missed what came before; it goes on with the epoch that feeds it, where all that comes again.
+            shape.serial, shape.skips = self._serial, True
+            return
         try:
             if shape.log is None:
                 self._open_log(shape)

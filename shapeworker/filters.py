@@ -29,7 +29,9 @@ def make_filter(request: ShapeRequest, table: Table, server_version: int = STORE
     return compile_where(request.where, params, _columns(table, server_version >= STORED_PUBLISHED))
 
 
-async def make_filter_aside(request: ShapeRequest, table: Table, server_version: int) -> Filter | None:
+async def make_filter_aside(
+    request: ShapeRequest, table: Table, server_version: int = STORED_PUBLISHED
+) -> Filter | None:
     """As :func:`make_filter`, without holding the loop up for long."""
     size = len(request.where or "") + sum(map(len, request.params))
     if size <= LONG_BYTES:

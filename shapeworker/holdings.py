@@ -20,6 +20,8 @@ class Holdings:
         self.partitions: dict[int, Partition] = {}
         self.leaving: set[int] = set()
         """Partitions that are being given back: no shape may be made in them any more."""
+        self.fed: set[int] = set()
+        """Those that the present epoch feeds: only their shapes get anything, and only in them shapes can be made."""
         self.gaps: dict[int, Gap] = {}
         """By table, which shapes may have missed changes (ingester/standing.py)."""
         self._shapes: dict[str, Shape] = {}
@@ -33,6 +35,10 @@ class Holdings:
     def open_among(self, numbers: Set[int]) -> set[int]:
         """Those of these partitions in which new shapes may be made."""
         return (numbers & self.partitions.keys()) - self.leaving
+
+    def is_fed(self, number: int) -> bool:
+        """Whether the shapes of this partition follow the stream, and will."""
+        return number in self.fed and self.may_create(number)
 
     def add(self, shape: Shape) -> None:
         """A shape that lives in a held partition."""

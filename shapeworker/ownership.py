@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -15,7 +16,7 @@ from common.messages import Assign
 from shapeworker.apply import Applier
 from shapeworker.catalog import CatalogLocked, ShapeRow
 from shapeworker.endings import Endings
-from shapeworker.filters import Filter, InvalidWhere, make_filter
+from shapeworker.filters import InvalidWhere, make_filter_aside
 from shapeworker.holdings import Holdings
 from shapeworker.partition import Partition, open_partition
 from shapeworker.shape import Life, Shape
@@ -28,6 +29,9 @@ LOCK_RETRY = (0.05, 0.25)
 
 LOCK_WARNING = 1.0
 """Seconds after which waiting for partitions is worth telling."""
+
+AT_ONCE: Final = 16
+"""Shapes of a partition that is being taken, before everything else gets its turn on the loop: about a millisecond."""
 
 
 class Ownership:
@@ -42,12 +46,11 @@ class Ownership:
         endings: Endings,
         disk: Executor,
         on_held: Callable[[int], None],
-        on_release: Callable[[int], None],
         on_blocked: Callable[[tuple[int, ...], str], None],
         open_partition: Callable[[Path, int, int], tuple[Partition, list[ShapeRow]]] = open_partition,
     ) -> None:
-        """``on_held(version)``: the worker now holds exactly what this assignment says. ``on_release(partition)``: from
-        now on it is not this worker's. ``on_blocked(partitions, reason)``: these cannot be taken yet."""
+        """``on_held(version)``: the worker now holds exactly what this assignment says.
+        ``on_blocked(partitions, reason)``: these cannot be taken yet."""
         self._storage = storage
         self._holdings = holdings
         self._applier = applier
@@ -55,7 +58,6 @@ class Ownership:
         self._endings = endings
         self._disk = disk
         self._on_held = on_held
-        self._on_release = on_release
         self._on_blocked = on_blocked
         self._open_partition = open_partition
         self._wanted: Assign | None = None
@@ -100,7 +102,7 @@ class Ownership:
         """Give one partition back. Its shapes in creation end; the others wait on the disk for their next owner."""
         partition = self._holdings.partitions[number]
         self._holdings.leaving.add(number)
-        self._on_release(number)
+        self._holdings.fed.discard(number)
         shapes = self._holdings.of_partition(number)
         for shape in shapes:
             # In one step of the loop: whoever is not here any more cannot be ended while its log is being closed.
@@ -150,51 +152,64 @@ class Ownership:
 
     async def _take(self, number: int, assignment: Assign) -> str:
         """Take one partition; returns what is in the way, nothing if it is ours now."""
-
-        def take() -> tuple[Partition, list[tuple[ShapeRow, Filter | InvalidWhere | None]]]:
-            partition, rows = self._open_partition(self._storage, number, assignment.generation)
-            # Here, and not on the loop: there may be very many.
-            return partition, [(row, _filter(row)) for row in rows]
-
         try:
-            partition, rows = await asyncio.get_running_loop().run_in_executor(self._disk, take)
+            partition, rows = await asyncio.get_running_loop().run_in_executor(
+                self._disk, self._open_partition, self._storage, number, assignment.generation
+            )
         except CatalogLocked as locked:
             return f"another process still holds them; fuser -v {locked} names it"
         except (OSError, sqlite3.OperationalError) as error:
             return f"partition {number} cannot be opened: {error}"
-        self._adopt(partition, rows)
+        await self._adopt(partition, rows)
         return ""
 
-    def _adopt(self, partition: Partition, rows: list[tuple[ShapeRow, Filter | InvalidWhere | None]]) -> None:
+    async def _adopt(self, partition: Partition, rows: list[ShapeRow]) -> None:
+        """Make the rows shapes that can be found, all at the same moment: who asks before is told to ask again.
+
+        There may be very many. The applier passes them by until an epoch begins that feeds their partition: what they
+        may have missed comes again there, and applying the rest of the present one would leave a gap in their logs.
+        """
+        shapes, invalid = [], []
+        for at, row in enumerate(rows, 1):
+            shape, reason = await _shape(row, partition.number, self._storage)
+            shapes.append(shape)
+            if reason is None:
+                self._applier.add(shape)
+            else:
+                invalid.append((shape, reason))
+            if at % AT_ONCE == 0:
+                await asyncio.sleep(0)
         self._holdings.partitions[partition.number] = partition
-        for row, found in rows:
-            shape = Shape(
-                handle=row.handle,
-                request=row.request,
-                table=row.table,
-                selected=row.selected,
-                partition=partition.number,
-                storage=self._storage,
-                filter_=None if isinstance(found, InvalidWhere) else found,
-            )
-            assert row.snapshot is not None
-            assert row.filter_until is not None
-            shape.life = Life.ACTIVE
-            shape.used = max(row.used, shape.used)
-            shape.snapshot = row.snapshot
-            shape.filter_until = row.filter_until
-            # Not to the applier: the shape joins with the epoch that feeds its partition.
+        for shape in shapes:
             self._holdings.add(shape)
-            if isinstance(found, InvalidWhere):
-                self._endings.end(shape, f"its where clause is not valid any more: {found.message}")
+        for shape, reason in invalid:
+            self._endings.end(shape, f"its where clause is not valid any more: {reason}")
 
 
-def _filter(row: ShapeRow) -> Filter | InvalidWhere | None:
+async def _shape(row: ShapeRow, partition: int, storage: Path) -> tuple[Shape, str | None]:
+    """The shape of a row, and why its clause is not valid any more if that is so."""
+    filter_ = reason = None
     try:
-        return make_filter(row.request, row.table)
+        filter_ = await make_filter_aside(row.request, row.table)
     except InvalidWhere as error:
-        return error
+        reason = error.message
     except Exception as error:
         # Not the worker's end: its successor would meet it again.
         log.exception("a filter cannot be compiled", handle=row.handle)
-        return InvalidWhere(f"internal error: {type(error).__name__}")
+        reason = f"internal error: {type(error).__name__}"
+    shape = Shape(
+        handle=row.handle,
+        request=row.request,
+        table=row.table,
+        selected=row.selected,
+        partition=partition,
+        storage=storage,
+        filter_=filter_,
+    )
+    assert row.snapshot is not None
+    assert row.filter_until is not None
+    shape.life = Life.ACTIVE
+    shape.used = max(row.used, shape.used)
+    shape.snapshot = row.snapshot
+    shape.filter_until = row.filter_until
+    return shape, reason

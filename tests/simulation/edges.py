@@ -43,6 +43,7 @@ import shapeworker.credits
 import shapeworker.descriptions
 import shapeworker.eviction
 import shapeworker.main
+import shapeworker.ownership
 import shapeworker.reconciler
 import shapeworker.settling
 import shapeworker.snapshot
@@ -246,6 +247,7 @@ def replaced(
         (shapeworker.snapshot_work, "SnapshotConnection", lambda _, stop: db.SimSnapshotConnection(database, stop)),
         (shapeworker.snapshot_work, "copy_statement", db.copy_statement),
         (shapeworker.snapshot_member, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
+        (shapeworker.ownership, "AT_ONCE", 1),
         (shapeworker.settling, "MANY", sizes["together"]),
         (shapeworker.sync, "MANY", sizes["together"]),
         (shapeworker.snapshot, "resolve", resolve),

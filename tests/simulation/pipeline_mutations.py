@@ -17,7 +17,8 @@ from tests.simulation.mutation import Mutation, try_all
 
 SHAPE, APPLY, CREATION = "shapeworker/shape.py", "shapeworker/apply.py", "shapeworker/creation.py"
 START, SETTLING = "shapeworker/snapshot_start.py", "shapeworker/settling.py"
-WORKER, STREAM, SYNC = "shapeworker/main.py", "shapeworker/stream.py", "shapeworker/sync.py"
+INFLOW, STREAM, SYNC = "shapeworker/feed.py", "shapeworker/stream.py", "shapeworker/sync.py"
+MEMBERSHIP, OWNERSHIP = "shapeworker/membership.py", "shapeworker/ownership.py"
 FANOUT, FEED, GROUP = "ingester/fanout.py", "ingester/feed.py", "ingester/group.py"
 COORDINATOR, WATERMARK = "ingester/coordinator.py", "ingester/watermark.py"
 
@@ -94,7 +95,7 @@ MUTATIONS: Final = (
     ),
     Mutation("no empty frames", FANOUT, "            if lane.seq == lane.beaten:\n", "            if False:\n"),
     Mutation(
-        "that frames are lost is said once", WORKER, "            elif self._lost:\n", "            elif False:\n"
+        "that frames are lost is said once", MEMBERSHIP, "        elif self._feed.lost:\n", "        elif False:\n"
     ),
     Mutation(
         "a change for nobody has no number",
@@ -117,33 +118,33 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "shapes join in the middle of an epoch",
-        WORKER,
-        "            if shape.partition in fed:\n",
-        "            if True:\n",
+        APPLY,
+        "        if shape.partition not in self._fed:\n",
+        "        if False:\n",
     ),
     Mutation(
         "another ingester is not noticed",
-        WORKER,
-        '            self._ingester = ""\n            self._version = 0\n            self._intake.forget()\n'
-        "            self._hello(0)",
+        MEMBERSHIP,
+        '            self._ingester = ""\n            self.version = 0\n            self._feed.forget()\n'
+        "            self.hello()",
         "            pass",
     ),
     Mutation(
         "answers that were given up are not asked for again",
-        WORKER,
-        "                self._creator.subscribe_anew()\n            try:",
+        INFLOW,
+        "                self._events.started()\n            try:",
         "            try:",
     ),
-    Mutation("what has ended may be said to be readable", WORKER, " - self._endings.unmarked.keys()", ""),
+    Mutation("what has ended may be said to be readable", INFLOW, " - self._unmarked.keys()", ""),
     Mutation(
         "told to be readable before it is",
-        WORKER,
-        "self._announcer.applied(self._generation, self._published, partitions)",
-        "self._announcer.applied(self._generation, self._published + 300, partitions)",
+        INFLOW,
+        "self._events.applied(self._generation, self._published, fed)",
+        "self._events.applied(self._generation, self._published + 300, fed)",
     ),
     Mutation(
         "a full disk does not end the epoch for the worker",
-        WORKER,
+        INFLOW,
         "        self._shortage = (shortage, time.monotonic())\n        self._intake.forget()\n",
         "        self._shortage = (shortage, time.monotonic())\n",
     ),
@@ -184,7 +185,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a partition is given back before its shapes have ended",
-        "shapeworker/ownership.py",
+        OWNERSHIP,
         "        await self._endings.settled()\n",
         "",
     ),

@@ -221,7 +221,7 @@ class Scenario:
         worker = self._now
         request = self.random.choice(REQUESTS)
         number = request.hash() % self._partitions
-        if number in worker.fed and worker.holdings.may_create(number):
+        if worker.holdings.is_fed(number):
             worker.spawn(self._create(worker, request))
 
     async def _create(self, worker: Worker, request: ShapeRequest) -> None:

@@ -155,7 +155,6 @@ class Worker:
         self.process = process
         self.loop = Loop(self._on_error)
         self.held_version = 0
-        self.fed: set[int] = set()
         self.full = False
         self.subscriptions: list[Subscribe] = []
         self._world = world
@@ -169,7 +168,7 @@ class Worker:
         self.syncer = Syncer(STORAGE, self._on_durable, self._on_sync_failure, files=process)
         self.syncer.together = world.together
         self.logs = OpenLogs(self.holdings, world.chunk_bytes, self.syncer.dirty, open_logs, process)
-        self.applier = Applier(self, self.open_log)
+        self.applier = Applier(self, self.open_log, self.holdings.fed)
         self.endings = Endings(self.holdings, self.applier, self.syncer, disk, self._on_ended)
         self.ownership = Ownership(
             STORAGE,
@@ -179,7 +178,6 @@ class Worker:
             self.endings,
             disk,
             self._on_held,
-            self.fed.discard,
             lambda partitions, reason: None,
             self._open_partition,
         )
@@ -249,13 +247,8 @@ class Worker:
         self.creator.subscribe_anew()
         position = self._world.acknowledged
         self.syncer.restart(position)
-        self.fed.clear()
-        self.fed.update(self.holdings.partitions)
-        for shape in self.holdings:
-            if shape.partition in self.fed:
-                self.applier.add(shape)
-            else:
-                self.applier.remove(shape)
+        self.holdings.fed.clear()
+        self.holdings.fed.update(self.holdings.partitions)
         for record in records(*RELATION_RECORDS):
             self.applier.record(*record)
         history = self._world.history
@@ -319,11 +312,11 @@ class Worker:
 
     def committed(self, lsn: int) -> None:
         self.syncer.commit(lsn)
-        self._oracle.applied(lsn, [shape for shape in self.holdings if shape.partition in self.fed])
+        self._oracle.applied(lsn, [shape for shape in self.holdings if shape.partition in self.holdings.fed])
 
     def _on_durable(self, lsn: int) -> None:
         # The ingester takes the minimum over all partitions.
-        if len(self.fed) == self._partitions:
+        if len(self.holdings.fed) == self._partitions:
             self._oracle.durable(lsn)
 
     def _on_sync_failure(self, failed: Log, error: OSError) -> None:

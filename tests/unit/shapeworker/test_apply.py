@@ -174,7 +174,7 @@ def test_snapshot_and_stream_hold_each_transaction_once(
 
     events = Recorder()
     shape = make_shape(tmp_path)
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(shape)
     taken = False
 
@@ -213,7 +213,7 @@ def test_snapshot_and_stream_hold_each_transaction_once(
             survivor.snapshot, survivor.filter_until = shape.snapshot, shape.filter_until
             survivor.life = Life.ACTIVE
             shape = survivor
-            applier = Applier(events, reopen)
+            applier = Applier(events, reopen, {0})
             applier.add(shape)
         at = data.draw(st.integers(0, min(upto, subscribed) if not taken else upto), label="rewound to")
         applier.restart()
@@ -241,7 +241,7 @@ def test_snapshot_and_stream_hold_each_transaction_once(
 def test_offsets_count_all_changes_and_last_marks_the_end(tmp_path: Path) -> None:
     shape = active(tmp_path)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(shape)
     changes = [
         build.insert(OID, [b"1", b"a"]),
@@ -261,7 +261,7 @@ def test_shapes_of_one_view_get_the_same_bytes_and_others_their_own(tmp_path: Pa
     first, second = active(tmp_path), active(tmp_path)
     full = make_shape(tmp_path, replica="full")
     full.snapshot_taken(Snapshot(1, 1, frozenset()), 0)
-    applier = Applier(Recorder(), reopen)
+    applier = Applier(Recorder(), reopen, {0})
     for shape in (first, second, full):
         applier.add(shape)
     feed(applier, relation(), transaction(1000, 7, [build.update(OID, [b"1", b"a"], [b"1", b"b"])]))
@@ -273,7 +273,7 @@ def test_shapes_of_one_view_get_the_same_bytes_and_others_their_own(tmp_path: Pa
 def test_truncate_ends_the_shapes_of_the_table_unless_the_snapshot_shows_it(tmp_path: Path) -> None:
     old, new = active(tmp_path), active(tmp_path, Snapshot(50, 50, frozenset()), 5000)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(old)
     applier.add(new)
     truncation = f.begin_record(1000, 7, 0) + f.record(f.TRUNCATE, 0, build.truncate([OID]))
@@ -294,7 +294,7 @@ def test_what_a_new_shape_cannot_follow_ends_it_only_if_its_snapshot_does_not_sh
 ) -> None:
     shape = make_shape(tmp_path)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(shape)
     change = {
         "truncate": f.record(f.TRUNCATE, 0, build.truncate([OID])),
@@ -321,7 +321,7 @@ def test_what_a_new_shape_cannot_follow_ends_it_only_if_its_snapshot_does_not_sh
 def test_a_changed_table_ends_its_shapes_at_the_next_change_only(tmp_path: Path) -> None:
     shape = active(tmp_path)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(shape)
     feed(applier, relation(WIDER))
     assert events.endings == []
@@ -333,7 +333,7 @@ def test_a_changed_table_ends_its_shapes_at_the_next_change_only(tmp_path: Path)
 def test_a_change_without_its_old_row_ends_only_the_shapes_that_see_it(tmp_path: Path) -> None:
     shape = active(tmp_path)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     applier.add(shape)
     bare = b"U" + OID.to_bytes(4, "big") + b"N" + build.row([b"1", b"a"])
     feed(applier, relation(), transaction(1000, 7, [bare]))
@@ -346,7 +346,7 @@ def test_changes_of_a_partition_reach_the_shape_of_the_root_under_the_roots_name
     root = Table(1, "public", "root", "p", "p", TABLE.columns)
     shape = make_shape(tmp_path, table=root)
     shape.snapshot_taken(Snapshot(1, 1, frozenset()), 0)
-    applier = Applier(Recorder(), reopen)
+    applier = Applier(Recorder(), reopen, {0})
     applier.add(shape)
     feed(applier, relation(ancestors=(1,)), transaction(1000, 7, [build.insert(OID, [b"1", b"a"])]))
     (entry,) = entries(shape)
@@ -358,7 +358,7 @@ def test_an_aborted_transaction_comes_again_with_the_same_bytes(tmp_path: Path, 
     changes = [build.insert(OID, [str(number).encode(), b"x" * 200]) for number in range(size)]
     straight, cut = active(tmp_path), active(tmp_path)
     for shape, upto in ((straight, None), (cut, size // 2)):
-        applier = Applier(Recorder(), reopen)
+        applier = Applier(Recorder(), reopen, {0})
         applier.add(shape)
         records = transaction(1000, 7, changes)
         if upto is not None:
@@ -376,7 +376,7 @@ def test_what_a_new_shape_holds_back_is_bounded(tmp_path: Path, monkeypatch: pyt
     change = build.insert(OID, [b"1", b"x" * 900])
     for transactions in ([[change] * 40], [[change]] * 40):
         events = Recorder()
-        applier = Applier(events, reopen)
+        applier = Applier(events, reopen, {0})
         shape = make_shape(tmp_path)
         applier.add(shape)
         feed(applier, relation())
@@ -391,7 +391,7 @@ def test_all_new_shapes_together_are_bounded_and_the_greediest_gives_way(
 ) -> None:
     monkeypatch.setattr("shapeworker.apply.HELD_BYTES", 10_000)
     events = Recorder()
-    applier = Applier(events, reopen)
+    applier = Applier(events, reopen, {0})
     first, second = make_shape(tmp_path), make_shape(tmp_path)
     applier.add(first)
     feed(applier, relation(), transaction(1000, 7, [build.insert(OID, [b"1", b"x" * 5000])]))
@@ -404,7 +404,7 @@ def test_all_new_shapes_together_are_bounded_and_the_greediest_gives_way(
 
 
 def test_a_new_shape_whose_table_is_not_entered_yet_holds_back_nothing(tmp_path: Path) -> None:
-    applier = Applier(Recorder(), reopen)
+    applier = Applier(Recorder(), reopen, {0})
     shape = make_shape(tmp_path)
     shape.holds_back = False
     applier.add(shape)
@@ -420,7 +420,7 @@ def test_a_transaction_that_touches_many_shapes_keeps_little_of_each(
 ) -> None:
     monkeypatch.setattr("shapeworker.apply.SPILL_TOTAL_BYTES", 40_000)
     monkeypatch.setattr("shapeworker.apply.SPILL_LEAST_BYTES", 1_000)
-    applier = Applier(Recorder(), reopen)
+    applier = Applier(Recorder(), reopen, {0})
     shapes = [active(tmp_path) for _ in range(20)]
     for shape in shapes:
         applier.add(shape)

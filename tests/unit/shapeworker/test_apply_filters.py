@@ -47,7 +47,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.events = Recorder()
-        self.applier = Applier(self.events, reopen)
+        self.applier = Applier(self.events, reopen, {0})
         self.lsn = 1000
 
     def shape(

@@ -17,7 +17,7 @@ from common.table import Column, Table, TypeFacts
 from common.xid import Snapshot
 from shapeworker import ownership
 from shapeworker.catalog import Complete
-from shapeworker.filters import Filter, make_filter
+from shapeworker.filters import Filter, make_filter_aside
 from shapeworker.holdings import Holdings
 from shapeworker.ownership import Ownership
 from shapeworker.partition import open_partition
@@ -42,6 +42,9 @@ class Nothing:
     def end(self, shape: Shape, reason: str) -> None:
         """The shape is over."""
         self.ended[shape.request.where or ""] = reason
+
+    def add(self, shape: Shape) -> None:
+        """The shape is ours."""
 
     def remove(self, shape: Shape) -> None:
         """The shape is no longer ours."""
@@ -68,7 +71,6 @@ class Owner:
             nothing,
             self.disk,
             self.held.append,
-            lambda _: None,
             lambda partitions, reason: self.blocked.append((partitions, reason)),
         )
         self.task = asyncio.create_task(self.ownership.run())
@@ -128,12 +130,12 @@ async def test_filters_are_compiled_again_and_end_their_shapes_if_that_fails(
         partition.shape_directory(handle).mkdir(parents=True)
     partition.close()
 
-    def make(request: ShapeRequest, table: Table) -> Filter | None:
+    async def make(request: ShapeRequest, table: Table) -> Filter | None:
         if request.where == "breaks":
             raise RecursionError
-        return make_filter(request, table)
+        return await make_filter_aside(request, table)
 
-    monkeypatch.setattr(ownership, "make_filter", make)
+    monkeypatch.setattr(ownership, "make_filter_aside", make)
     owner.assign(1, 1)
     await owner.until_held(1)
     filters = {shape.request.where: shape.filter for shape in owner.holdings}
