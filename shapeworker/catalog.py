@@ -183,9 +183,10 @@ class Catalog:
             raise CatalogDamaged(f"a shape's row cannot be read: {error}") from error
 
     def _rows(self) -> list[ShapeRow]:
+        # Few have any, and to look for each would take as long as all the rest.
+        used: dict[str, int] = dict(self._db.execute("SELECT handle, used FROM uses"))
         cursor = self._db.execute(
-            "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason, coalesce(used, 0) "
-            "FROM shapes LEFT JOIN uses USING (handle)"
+            "SELECT handle, state, request, relation, selected, snapshot, filter_until, reason FROM shapes"
         )
         return [
             ShapeRow(
@@ -197,9 +198,9 @@ class Catalog:
                 snapshot=None if snapshot is None else Snapshot.parse(snapshot),
                 filter_until=None if filter_until is None else int(filter_until),
                 reason=reason,
-                used=used,
+                used=used.get(handle, 0),
             )
-            for handle, state, request, table, selected, snapshot, filter_until, reason, used in cursor
+            for handle, state, request, table, selected, snapshot, filter_until, reason in cursor
         ]
 
     def create(self, request: ShapeRequest, table: Table, selected: tuple[str, ...]) -> str:

@@ -121,19 +121,20 @@ def _open_partition(
         catalog = partition.catalog
         if catalog.generation != generation:
             catalog.start_generation(generation, "a new generation of the storage began")
-        active = []
-        for row in catalog.rows():
+        names = files.listdir(shapes)
+        rows, present, active = catalog.rows(), set(names), []
+        for row in rows:
             if row.state == CREATING:
                 catalog.end(row.handle, "its worker stopped before it was complete")
-            if row.state == ACTIVE and _is_directory(files, partition.shape_directory(row.handle)):
+            if row.state == ACTIVE and row.handle in present:
                 active.append(row)
                 continue
             if row.state == ACTIVE:
                 log.warning("a shape's files are missing; it ends", handle=row.handle)
                 catalog.end(row.handle, "its files are missing")
             partition.bury(row.handle)
-        known = {row.handle for row in active}
-        orphans = [name for name in files.listdir(shapes) if name not in known]
+        known = {row.handle for row in rows}
+        orphans = [name for name in names if name not in known]
         for name in orphans:
             partition.retire(name)
         if orphans:
@@ -144,10 +145,3 @@ def _open_partition(
         partition.close()
         raise
     return partition, active
-
-
-def _is_directory(files: Files, path: Path) -> bool:
-    try:
-        return files.is_directory(path)
-    except FileNotFoundError:
-        return False

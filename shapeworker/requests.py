@@ -252,7 +252,7 @@ class Requests:
         try:
             if shape.life is not Life.CREATING:  # then it has just been made, here
                 self._readable(shape)
-        except (DamagedLog, FileNotFoundError) as error:
+        except (DamagedLog, FileNotFoundError, NotADirectoryError) as error:
             await self._end(shape, f"its log cannot be opened: {error}")
             raise ShapeEnded(str(error)) from error
         self._touched({shape.handle: 0.0})

@@ -151,14 +151,14 @@ MUTATIONS: Final = (
     Mutation(
         "orphans stay",
         PARTITION,
-        "for name in files.listdir(shapes) if name not in known]",
-        "for name in files.listdir(shapes) if False]",
+        "for name in names if name not in known]",
+        "for name in names if False]",
     ),
     Mutation(
         "a shape in creation is taken over",
         PARTITION,
-        "if row.state == ACTIVE and _is",
-        "if row.state in (ACTIVE, CREATING) and _is",
+        "if row.state == ACTIVE and row.handle",
+        "if row.state in (ACTIVE, CREATING) and row.handle",
     ),
     Mutation(
         "mark before tombstone",
