@@ -57,6 +57,7 @@ class Settling:
         self._disk = disk
         self._files = files
         self.together = MANY
+        self._trusted = True
         self._waiting: list[_Item] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -97,7 +98,7 @@ class Settling:
         for item in group:
             # From here on its commits hold back the durable position; what it wrote before is synced right now.
             item.shape.settling = True
-        together = len(group) >= self.together
+        together = self._trusted and len(group) >= self.together
         failures = await loop.run_in_executor(None, self._sync, group, together, self._holdings.generation)
         whole: list[_Item] = []
         for item in group:
@@ -180,14 +181,21 @@ class Settling:
                     files.enter_context(item.log.covered())
                     files.enter_context(item.snapshot.covered())
                 self._files.sync_file_system(self._storage, _ASKER)
-        except (OSError, ValueError, NotImplementedError):
+        except OSError:
+            self._trusted = False
+            return False
+        except (ValueError, NotImplementedError):
             return False
         return True
 
     def _sync_file_system(self) -> bool:
         try:
             self._files.sync_file_system(self._storage, _ASKER)
-        except (OSError, NotImplementedError):
+        except OSError:
+            # Told once, and perhaps about files of shapes that come later: from now on each file has to be asked.
+            self._trusted = False
+            return False
+        except NotImplementedError:
             return False
         return True
 

@@ -60,6 +60,7 @@ class Syncer:
         self._storage = storage
         self._files = files
         self.together = MANY
+        self._trusted = True
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._interval = interval
@@ -163,7 +164,7 @@ class Syncer:
             self._syncing = None
 
     def _sync_all(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
-        if len(batch) >= self.together and self._sync_together(batch):
+        if self._trusted and len(batch) >= self.together and self._sync_together(batch):
             return []
         failures = []
         for log in batch:
@@ -186,6 +187,10 @@ class Syncer:
                     with contextlib.suppress(ValueError):
                         covered.enter_context(log.covered())
                 self._files.sync_file_system(self._storage, _ASKER)
-        except (OSError, NotImplementedError):
+        except OSError:
+            # Told once, and perhaps about logs that are not in this batch: from now on each file has to be asked.
+            self._trusted = False
+            return False
+        except NotImplementedError:
             return False
         return True

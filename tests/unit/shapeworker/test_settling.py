@@ -195,3 +195,18 @@ async def test_who_comes_while_a_group_is_at_it_goes_with_the_next(bench: Bench)
     # And after a while without any.
     await asyncio.sleep(0.2)
     assert await bench.settling.settle(*bench.shape(3))
+
+
+async def test_a_failure_of_the_file_system_may_be_one_of_shapes_that_come_later(bench: Bench) -> None:
+    """It is told once: to the group that was at it, not to the one whose bytes are lost."""
+    bench.settling.together = 2
+    early, late = [bench.shape(number) for number in (0, 1)], [bench.shape(number) for number in (2, 3)]
+    bench.files.whole = OSError(errno.EIO, "Input/output error")
+    assert await bench.settle(early) == [True, True]
+    bench.files.whole = None
+    log = late[0][0].log
+    assert log is not None
+    bench.files.broken = {log.header.file.fd}
+    outcomes = await bench.settle(late)
+    assert isinstance(outcomes[0], OSError)
+    assert outcomes[1] is True
