@@ -8,7 +8,6 @@ read.
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from email.utils import formatdate
@@ -30,11 +29,6 @@ OTHER_METHODS: Final = "GET, HEAD"
 _COPIED: Final = 16 * 1024
 """Bodies up to so many bytes are joined with their head. Larger ones go to the connection as they are: a client that
 does not read then pins no copy of what it shares with others."""
-
-_SAFE = re.compile(r"[\x20-\x7e]+")
-"""What may be echoed in a header."""
-
-_ANY_ORIGIN: Final = "*"
 
 _random = random.Random()
 
@@ -91,7 +85,7 @@ class Exchange:
     def id(self) -> str:
         """Tells this request from others, in its answer and in our log."""
         if self._id is None:
-            self._id = self._given_id() or next_id()
+            self._id = self._request.given_id or next_id()
         return self._id
 
     @property
@@ -101,8 +95,7 @@ class Exchange:
 
     def header(self, name: str) -> str | None:
         """A request header; several lines of it as one list."""
-        values = self._request.headers.getall(name, None)
-        return None if values is None else ", ".join(values)
+        return self._request.header(name)
 
     def ask_for_body(self) -> None:
         """Tell a client to go on that waits for that before it sends the body."""
@@ -283,21 +276,12 @@ class Exchange:
             answer.head,
             _date(int(time.time())),
             b"x-request-id: %b\r\n" % self.id.encode(),
-            b"" if self.cors_methods is None else _cors(self._origin(), self.cors_methods),
+            b"" if self.cors_methods is None else _cors(self._request.origin, self.cors_methods),
             connection,
             framing,
             extra.encode(),
             b"\r\n",
         )
-
-    def _given_id(self) -> str | None:
-        given = self._request.headers.get("x-request-id")
-        usable = given and 20 <= len(given.encode("utf-8", "surrogateescape")) <= 200 and _SAFE.fullmatch(given)
-        return given if usable else None
-
-    def _origin(self) -> str:
-        origins = self._request.headers.getall("origin", ())
-        return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else _ANY_ORIGIN
 
 
 def frame(pieces: Iterable[bytes]) -> bytes:

@@ -34,6 +34,11 @@ PACKET: Final = 2_048
 _READ_BYTES: Final = 64 * 1024
 """Bytes of a body that may wait for whoever reads it."""
 
+_SAFE = re.compile(r"[\x20-\x7e]+")
+"""What may be echoed in a header."""
+
+_ANY_ORIGIN: Final = "*"
+
 _PLAIN = re.compile(rb"GET [^\r\n]+ HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
 _LINE = re.compile(rb"GET (/[\w/.~%&=?,:+*-]*) HTTP/1\.1\r\n")
 """A request line with a target that needs no parser to be told from a bad one."""
@@ -43,7 +48,7 @@ _NOT_PLAIN = re.compile(rb"\r\n(?:content-length|transfer-encoding|upgrade|expec
 class Request:
     """The head of a request. It may be shared by all who send the same bytes, so it never changes."""
 
-    __slots__ = ("headers", "http11", "keep_alive", "method", "payload", "target")
+    __slots__ = ("_joined", "given_id", "headers", "http11", "keep_alive", "method", "origin", "payload", "target")
 
     def __init__(
         self,
@@ -61,6 +66,29 @@ class Request:
         self.http11 = version > HttpVersion10
         self.keep_alive = keep_alive
         self.payload = payload
+        self.given_id = _given_id(headers)
+        """What its answer and our log call it, if the client says so."""
+        self.origin = _origin(headers)
+        """Whom the answer is for, as that is told by it (http-api.md 4)."""
+        self._joined: dict[str, str | None] = {}
+
+    def header(self, name: str) -> str | None:
+        """A header; several lines of it as one list."""
+        if name not in self._joined:
+            values = self.headers.getall(name, None)
+            self._joined[name] = None if values is None else ", ".join(values)
+        return self._joined[name]
+
+
+def _given_id(headers: CIMultiDictProxy[str]) -> str | None:
+    given = headers.get("x-request-id")
+    usable = given and 20 <= len(given.encode("utf-8", "surrogateescape")) <= 200 and _SAFE.fullmatch(given)
+    return given if usable else None
+
+
+def _origin(headers: CIMultiDictProxy[str]) -> str:
+    origins = headers.getall("origin", ())
+    return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else _ANY_ORIGIN
 
     def at(self, target: str) -> Request:
         """The same for another target."""

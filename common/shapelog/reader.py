@@ -135,7 +135,8 @@ class ShapeReader:
         self._snapshot = -1
         self._snapshot_chunk = -1
         self._header: tuple[bytes, Header] | None = None
-        self._end: tuple[bytes, Record] | None = None
+        self._end: tuple[int, bytes, Record | None] = HEADER_SIZE, b"", None
+        """The last commit that was found at the end of the index: where, its bytes, and what they mean."""
         self._index = files.open(directory / INDEX_NAME, READ)
 
     def header(self) -> Header:
@@ -177,14 +178,16 @@ class ShapeReader:
     def end(self) -> Record | None:
         """The record of the last commit, ``None`` if there is none: while it is the same, so is the log. Raises
         ``OSError``."""
+        position, known, end = self._end
+        if self._files.pread(self._index, len(known) + RECORD_SIZE, position) == known:
+            # It is there, and nothing behind it.
+            return end
         at = (self._files.size(self._index) - HEADER_SIZE) // RECORD_SIZE - 1
         if at >= 0:
             data = self._files.pread(self._index, RECORD_SIZE, record_position(at))
-            if self._end is not None and self._end[0] == data:
-                return self._end[1]
             record = decode_record(data)
             if record is not None and record.flags & COMMIT:
-                self._end = data, record
+                self._end = record_position(at), data, record
                 return record
         # What is behind the last commit is still being written.
         return _Committed(self._files, self._index).last

@@ -388,6 +388,7 @@ class SimOs:
 
     O_RDONLY, O_WRONLY, O_RDWR = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
     O_CREAT, O_TRUNC, O_DIRECTORY = os.O_CREAT, os.O_TRUNC, os.O_DIRECTORY
+    F_OK = os.F_OK
 
     @staticmethod
     def getpid() -> int:
@@ -401,6 +402,11 @@ class SimOs:
         def exists(path: SimPath) -> bool:
             """Whether it is there."""
             return path.exists()
+
+    @staticmethod
+    def access(path: SimPath, _: int) -> bool:
+        """Whether it is there."""
+        return path.exists()
 
     @staticmethod
     def open(path: SimPath, flags: int, mode: int = 0) -> Any:
