@@ -15,6 +15,7 @@ from gateway import log, response
 from gateway.answers import LiveAnswers, Policy
 from gateway.compression import LEAST, Coding, Compression, coded_tag, negotiate
 from gateway.exchange import Exchange
+from gateway.extent import Extent, FileBody
 from gateway.live import Expired, Gone, Live
 from gateway.log import Position, SnapshotStalled
 from gateway.recent import Recent
@@ -197,9 +198,12 @@ class Delivery:
             return
         if length is None and exchange.measured:
             length = await log.await_closed(shape.header, reader, chunk)
-        await exchange.start(Answer(200, fields), length, self.cursor(query))
+        if length is not None:
+            await self._send_file(exchange, query, fields, log.closed_file_body(reader, chunk))
+            return
+        await exchange.start(Answer(200, fields), None, self.cursor(query))
         if not exchange.head_only:
-            await self._send(exchange, log.chunk_slices(shape.header, reader, chunk))
+            await self._send(exchange, log.growing(shape.header, reader, chunk))
 
     async def _send_log(
         self,
@@ -248,10 +252,7 @@ class Delivery:
             body = b"" if exchange.head_only else log.body(reader, part, tail)
             await exchange.answer(Answer(200, fields, body, streamed=True), self.cursor(query))
             return
-        length = size + len(tail) + len(b"[]") - (0 if tail else len(b",\n"))
-        await exchange.start(Answer(200, fields), length, self.cursor(query))
-        if not exchange.head_only:
-            await self._send(exchange, log.slices(reader, part, tail))
+        await self._send_file(exchange, query, fields, log.file_body(reader, part, tail))
 
     async def _send_coded(
         self,
@@ -284,12 +285,20 @@ class Delivery:
             return None
         return negotiate(exchange.header("accept-encoding"))
 
-    async def _send(self, exchange: Exchange, pieces: AsyncGenerator[bytes, None]) -> None:
-        """Send all pieces and the end, or cut the connection: a client never takes a part for the whole (INV-22)."""
+    async def _send_file(self, exchange: Exchange, query: LogQuery, fields: Mapping[str, str], body: FileBody) -> None:
+        """Send it whole, or cut the connection: a client never takes a part for the whole (INV-22)."""
+        try:
+            await exchange.send_file(Answer(200, fields), body, self.cursor(query))
+        except BaseException:
+            exchange.abort()
+            raise
+
+    async def _send(self, exchange: Exchange, pieces: AsyncGenerator[bytes | Extent, None]) -> None:
+        """The same for a body in pieces, and its end."""
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
-                    await exchange.write(piece)
+                    await (exchange.write(piece) if isinstance(piece, bytes) else exchange.write_extent(piece))
             await exchange.finish()
         except BaseException:
             exchange.abort()
@@ -318,6 +327,6 @@ class Delivery:
         return f"electric-cursor: {cursor}\r\n"
 
 
-async def _slices(data: bytes) -> AsyncGenerator[bytes, None]:
+async def _slices(data: bytes) -> AsyncGenerator[bytes | Extent, None]:
     for start in range(0, len(data), log.SLICE):
         yield data[start : start + log.SLICE]

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.connection import Connection, Waiting
+from gateway.extent import Extent, FileBody, send
 from gateway.measures import Traffic
 from gateway.request_head import Request
 from gateway.response import Answer, uncached
@@ -129,8 +130,30 @@ class Exchange:
         self.put(answer, extra)
         await self._connection.drain()
 
+    async def send_file(self, answer: Answer, body: FileBody, extra: str = "") -> None:
+        """Send it with a body from a file, from its head to its end.
+
+        Raises ``ConnectionError`` if the client is gone, what the body's extent raises if the file is not what it was:
+        then abort.
+        """
+        head = self._open(answer, body.length, extra)
+        before, after = body.before, body.after
+        if self._chunked:
+            before, after = b"%x\r\n%b" % (body.length, before), after + b"\r\n0\r\n\r\n"
+        if self.head_only:
+            self._write(head)
+            return
+        self._write(head + before)
+        await send(body.extent, self._connection)
+        self._write(after)
+
     async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
-        """Send the head of a streamed answer whose body follows in slices; ``length`` in bytes where it is known."""
+        """Send the head of a streamed answer whose body follows piece by piece; ``length`` in bytes where it is
+        known."""
+        self._write(self._open(answer, length, extra))
+
+    def _open(self, answer: Answer, length: int | None, extra: str) -> bytes:
+        """The head of a streamed answer."""
         if self._request.method == "POST":
             answer = uncached(answer)
         self._chunked = not self.measured and not self.head_only
@@ -140,7 +163,7 @@ class Exchange:
                 raise ValueError("an HTTP/1.0 client needs the length of the body first")
             framing = b"content-length: %d\r\n" % length
         self.started = True
-        self._write(b"".join(self._head(answer, framing, extra)))
+        return b"".join(self._head(answer, framing, extra))
 
     async def write(self, data: bytes) -> None:
         """Send a slice and wait until the client has taken most of it; the caller holds no more than one slice.
@@ -154,6 +177,16 @@ class Exchange:
         else:
             self._write(data)
         await self._connection.drain()
+
+    async def write_extent(self, extent: Extent) -> None:
+        """Send a part of a file as :meth:`write` does. Raises also what ``extent`` raises."""
+        if not extent.size or self.head_only:
+            return
+        if self._chunked:
+            self._write(b"%x\r\n" % extent.size)
+        await send(extent, self._connection)
+        if self._chunked:
+            self._write(b"\r\n")
 
     async def start_events(self, answer: Answer, extra: str = "") -> None:
         """Send the head of an answer without end; :meth:`write_framed` sends its body.

@@ -1,29 +1,24 @@
 """Which part of a shape answers an offset, and the bytes of that part (http-api.md 12.5, 13).
 
 Files hold items, each followed by a comma and a newline; a body is ``[``, a range of a file, perhaps the up-to-date
-item, ``]``. Ranges larger than :data:`SLICE` are sent slice by slice, each read when the client has taken the one
-before.
+item, ``]``. Ranges larger than :data:`SLICE` are sent from the file (:mod:`gateway.extent`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 from common.lsn import BEFORE_ALL, MAX_LSN, OP_INFINITE, SNAPSHOT_END, Offset
 from common.shapelog.layout import Header, Record, SnapshotState
 from common.shapelog.reader import LogRange, ShapeReader
+from gateway.extent import Extent, FileBody
 from gateway.shape import ShapeGone
 
 SLICE: Final = 64 * 1024
-"""The most bytes of a log that one client pins in memory, but for few: thousands may stop reading."""
-
-LARGE_SLICE: Final = 256 * 1024
-LARGE_BODIES: Final = 64
-"""So many bodies at a time are sent in larger slices, which take half the processor's time: 16 MiB in all, even if none
-of these clients reads."""
+"""The most bytes of a log that one client pins in memory: thousands may stop reading."""
 
 SHARED: Final = 256 * 1024
 """The most bytes of a log in an answer that is made once for all who wait for it."""
@@ -48,28 +43,6 @@ _BEYOND_ALL: Final = Offset(MAX_LSN, OP_INFINITE)
 
 class SnapshotStalled(Exception):
     """The snapshot made no progress for too long."""
-
-
-class _Slicing:
-    """How large the slices of a body are: large ones are for a limited number of bodies, first come, first served."""
-
-    def __init__(self, large: int) -> None:
-        self._left = large
-
-    @contextmanager
-    def size(self) -> Iterator[int]:
-        """The size of slices for as long as one body is sent."""
-        if not self._left:
-            yield SLICE
-            return
-        self._left -= 1
-        try:
-            yield LARGE_SLICE
-        finally:
-            self._left += 1
-
-
-_slicing = _Slicing(LARGE_BODIES)
 
 
 class Position(NamedTuple):
@@ -152,19 +125,14 @@ def body(reader: ShapeReader, part: LogRange, tail: bytes) -> bytes:
     return b"[" + _trimmed(data, tail) + tail + b"]"
 
 
-async def slices(reader: ShapeReader, part: LogRange, tail: bytes) -> AsyncGenerator[bytes, None]:
-    """The pieces of a body that is too large to hold. Raises as :func:`body`."""
-    yield b"["
-    with _slicing.size() as most:
-        for start in range(part.start, part.end, most):
-            size = min(most, part.end - start)
-            data = reader.read_log(start, size)
-            yield data if start + size < part.end else _trimmed(data, tail)
-    yield tail + b"]"
+def file_body(reader: ShapeReader, part: LogRange, tail: bytes) -> FileBody:
+    """The same, to be sent from the log's file; its extent raises as :func:`body` when it is read."""
+    end = part.end if tail else part.end - _SEPARATOR
+    return FileBody(b"[", Extent(reader.log_descriptor, reader.read_log, part.start, end), tail + b"]")
 
 
 def range_pieces(reader: ShapeReader, part: LogRange) -> Iterator[bytes]:
-    """The same without a tail, for a thread with a reader of its own. Raises as :func:`body`."""
+    """The same without a tail in pieces, for a thread with a reader of its own. Raises as :func:`body`."""
     yield b"["
     for start in range(part.start, part.end, PIECE):
         size = min(PIECE, part.end - start)
@@ -203,7 +171,9 @@ async def await_chunk(header: Callable[[], Header], reader: ShapeReader, chunk: 
         pause = await _pause(pause)
 
 
-async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> AsyncGenerator[bytes, None]:
+async def growing(
+    header: Callable[[], Header], reader: ShapeReader, chunk: int
+) -> AsyncGenerator[bytes | Extent, None]:
     """The pieces of a snapshot chunk, followed as it grows. It ends only when the chunk is closed (engine.md INV-22).
 
     Raises ``ShapeGone``, :class:`SnapshotStalled`, ``OSError``; what came before is then worthless.
@@ -213,21 +183,19 @@ async def chunk_slices(header: Callable[[], Header], reader: ShapeReader, chunk:
     at = 0
     deadline = loop.time() + GROWTH_TIMEOUT
     pause = GROWTH_POLL
-    with _slicing.size() as most:
-        while True:
-            # In this order: once the header says closed, the size read after it is final.
-            closed = is_closed(chunk, header())
-            end = (final_size(reader, chunk) if closed else _size(reader, chunk)) - _SEPARATOR
-            while at < end:
-                data = read_chunk(reader, chunk, at, min(most, end - at))
-                at += len(data)
-                yield data
-                deadline, pause = loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
-            if closed:
-                break
-            if loop.time() > deadline:
-                raise SnapshotStalled
-            pause = await _pause(pause)
+    while True:
+        # In this order: once the header says closed, the size read after it is final.
+        closed = is_closed(chunk, header())
+        end = (final_size(reader, chunk) if closed else _size(reader, chunk)) - _SEPARATOR
+        if at < end:
+            yield _chunk_extent(reader, chunk, at, end)
+            at = end
+            deadline, pause = loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
+        if closed:
+            break
+        if loop.time() > deadline:
+            raise SnapshotStalled
+        pause = await _pause(pause)
     yield b"]"
 
 
@@ -247,6 +215,15 @@ def closed_body(reader: ShapeReader, chunk: int) -> bytes:
     return b"[" + data[:-_SEPARATOR] + b"]"
 
 
+def closed_file_body(reader: ShapeReader, chunk: int) -> FileBody:
+    """The same, to be sent from its file. Raises ``ShapeGone``, ``OSError``; its extent, when it is read, too."""
+    return FileBody(b"[", _chunk_extent(reader, chunk, 0, final_size(reader, chunk) - _SEPARATOR), b"]")
+
+
+def _chunk_extent(reader: ShapeReader, chunk: int, start: int, end: int) -> Extent:
+    return Extent(partial(reader.snapshot_descriptor, chunk), partial(read_chunk, reader, chunk), start, end)
+
+
 def closed_pieces(reader: ShapeReader, chunk: int, length: int) -> Iterator[bytes]:
     """The body that a closed chunk makes, for a thread with a reader of its own; ``length`` as :func:`closed_length`
     told. Raises ``OSError``."""
@@ -258,7 +235,7 @@ def closed_pieces(reader: ShapeReader, chunk: int, length: int) -> Iterator[byte
 
 
 async def await_closed(header: Callable[[], Header], reader: ShapeReader, chunk: int) -> int:
-    """Wait until a chunk is closed and return the length of the body it makes. Raises as :func:`chunk_slices`."""
+    """Wait until a chunk is closed and return the length of the body it makes. Raises as :func:`growing`."""
     loop = asyncio.get_running_loop()
     size, deadline, pause = -1, loop.time() + GROWTH_TIMEOUT, GROWTH_POLL
     while not is_closed(chunk, header()):

@@ -1,7 +1,7 @@
 """Subset snapshots: from a valid request to the bytes on the wire (http-api.md 18).
 
 The worker reads all of a subset before the first byte goes out, so a worker that dies in between is asked again, or its
-successor; what is in a file is sent slice by slice.
+successor; what is in a file is sent from there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from common.lsn import BEFORE_ALL, Offset
 from common.messages import Missing, NotOwner, Refusal, Reply, Rows, Subset
 from common.shapelog.layout import DamagedLog
 from common.subset import SubsetRequest
-from gateway import log, response
+from gateway import response
 from gateway.exchange import Exchange
+from gateway.extent import Extent, FileBody
 from gateway.reception import Reception, declined
 from gateway.request import LogQuery
 from gateway.response import Answer
@@ -76,25 +77,14 @@ class SubsetDelivery:
             return await exchange.answer(Answer(200, fields, reply.body, streamed=True))
         if fetched.descriptor is None:
             return await exchange.answer(response.failure(503, "The result was lost, please retry", retry_after=1))
-        await exchange.start(Answer(200, fields), reply.size)
-        if not exchange.head_only:
-            await self._send_file(exchange, fetched.descriptor, reply.size)
-        return None
-
-    async def _send_file(self, exchange: Exchange, descriptor: int, size: int) -> None:
-        """All of it, or a connection that is cut: a client never takes a part for the whole (INV-22)."""
+        body = FileBody(b"", _whole(fetched.descriptor, reply.size), b"")
         try:
-            at = 0
-            while at < size:
-                piece = os.pread(descriptor, min(log.SLICE, size - at), at)
-                if not piece:
-                    raise ConnectionError("the file of a subset is too short")
-                at += len(piece)
-                await exchange.write(piece)
-            await exchange.finish()
+            await exchange.send_file(Answer(200, fields), body)
         except BaseException:
+            # A client never takes a part for the whole (INV-22).
             exchange.abort()
             raise
+        return None
 
     async def _fetch(self, shape: Shape, subset: SubsetRequest) -> Fetched:
         """Ask the shape's owner until it has an answer; it is told when the client goes away."""
@@ -128,6 +118,15 @@ class SubsetDelivery:
             return os.open(self._storage / reply.file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
+
+
+def _whole(descriptor: int, size: int) -> Extent:
+    def read(start: int, length: int) -> bytes:
+        if data := os.pread(descriptor, length, start):
+            return data
+        raise ConnectionError("the file of a subset is too short")
+
+    return Extent(lambda: descriptor, read, 0, size)
 
 
 def reached(requested: Offset | None, last: Offset) -> Offset:

@@ -219,29 +219,46 @@ class ShapeReader:
         """
         if size <= 0:
             return b""  # also of a log without entries, which has no file yet
-        if self._log < 0:
-            self._log = self._files.open(self._directory / LOG_NAME, READ)
-        data = self._files.pread(self._log, size, start)
+        fd = self.log_descriptor()
+        data = self._files.pread(fd, size, start)
         while len(data) < size:
-            more = self._files.pread(self._log, size - len(data), start + len(data))
+            more = self._files.pread(fd, size - len(data), start + len(data))
             if not more:
                 raise DamagedLog(f"{LOG_NAME} is shorter than {INDEX_NAME} says")
             data += more
         return data
+
+    def log_descriptor(self) -> int:
+        """The descriptor of the log's file, good until :meth:`close`. Raises ``OSError``; an empty log has no file."""
+        if self._log < 0:
+            self._log = self._files.open(self._directory / LOG_NAME, READ)
+        return self._log
 
     def snapshot_size(self, chunk: int) -> int:
         """How many bytes the file of this snapshot chunk holds now; final once the header counts the chunk as closed.
 
         Raises ``FileNotFoundError`` when it does not exist (yet, or any more), ``OSError``.
         """
-        return self._files.size(self._open_snapshot(chunk))
+        return self._files.size(self.snapshot_descriptor(chunk))
 
     def read_snapshot(self, chunk: int, start: int, size: int) -> bytes:
         """Up to ``size`` bytes of a snapshot chunk; fewer only where its file ends at present.
 
         Raises ``FileNotFoundError`` as :meth:`snapshot_size`, ``OSError``.
         """
-        return self._files.pread(self._open_snapshot(chunk), size, start)
+        return self._files.pread(self.snapshot_descriptor(chunk), size, start)
+
+    def snapshot_descriptor(self, chunk: int) -> int:
+        """The descriptor of a snapshot chunk's file, good until another chunk is asked for, or :meth:`close`.
+
+        Raises ``FileNotFoundError`` as :meth:`snapshot_size`, ``OSError``.
+        """
+        if chunk != self._snapshot_chunk:
+            fd = self._files.open(self._directory / snapshot_name(chunk), READ)
+            if self._snapshot >= 0:
+                self._files.close(self._snapshot)
+            self._snapshot, self._snapshot_chunk = fd, chunk
+        return self._snapshot
 
     def close(self) -> None:
         """Close the files. May be repeated."""
@@ -249,14 +266,6 @@ class ShapeReader:
             if fd >= 0:
                 self._files.close(fd)
         self._index = self._log = self._snapshot = self._snapshot_chunk = -1
-
-    def _open_snapshot(self, chunk: int) -> int:
-        if chunk != self._snapshot_chunk:
-            fd = self._files.open(self._directory / snapshot_name(chunk), READ)
-            if self._snapshot >= 0:
-                self._files.close(self._snapshot)
-            self._snapshot, self._snapshot_chunk = fd, chunk
-        return self._snapshot
 
     def _after(self, offset: Offset, index: _Committed) -> LogRange:
         last = index.last

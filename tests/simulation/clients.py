@@ -10,7 +10,9 @@ from urllib.parse import urlencode
 
 from gateway.events import KEEP_ALIVE
 from gateway.exchange import frame
+from gateway.extent import Extent, FileBody
 from gateway.gateway import Gateway
+from gateway.log import SLICE
 from gateway.response import Answer
 from tests.pipeline.client_view import ClientView
 from tests.simulation.oracle import View
@@ -85,6 +87,22 @@ class SimExchange:
         """A slice."""
         self._body += data
         await asyncio.sleep(self._seconds())
+
+    async def write_extent(self, extent: Extent) -> None:
+        """A part of a file, a little at a time."""
+        at = extent.start
+        while at < extent.end:
+            data = extent.read(at, min(SLICE, extent.end - at))
+            at += len(data)
+            await self.write(data)
+
+    async def send_file(self, answer: Answer, body: FileBody, extra: str = "") -> None:
+        """All of it."""
+        await self.start(answer, body.length, extra)
+        await self.write(body.before)
+        await self.write_extent(body.extent)
+        await self.write(body.after)
+        await self.finish()
 
     async def start_events(self, answer: Answer, extra: str = "") -> None:
         """Events follow."""

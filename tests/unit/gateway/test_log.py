@@ -1,36 +1,34 @@
-"""The pieces in which a log is sent."""
+"""The bodies that logs make."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from common.lsn import BEFORE_ALL
 from common.shapelog import LogWriter, ShapeReader
 from gateway import log
 
 
-async def test_only_so_many_bodies_have_large_slices(tmp_path: Path) -> None:
-    """A limited number of clients that do not read may pin more than one small slice."""
+@pytest.mark.parametrize("tail", [b"", b'{"headers":{"control":"up-to-date"}}'])
+def test_a_body_is_the_same_from_memory_from_a_file_and_in_pieces(tmp_path: Path, tail: bytes) -> None:
     writer = LogWriter.create(tmp_path / "shape", 10 << 20)
     lines = [b'{"value":{"a":"%s"},"headers":{"op_position":%d}}' % (b"x" * 9000, 2 * at) for at in range(100)]
     writer.append(7, [2 * at for at in range(100)], lines)
     writer.commit()
     reader = ShapeReader(tmp_path / "shape")
     everything = log.locate(reader, BEFORE_ALL)[0].range
-    bodies = [log.slices(reader, everything, b"") for _ in range(log.LARGE_BODIES + 2)]
-    sizes = []
-    for body in bodies:
-        assert await anext(body) == b"["
-        sizes.append(len(await anext(body)))
-    assert sizes == [log.LARGE_SLICE] * log.LARGE_BODIES + [log.SLICE] * 2
-    await bodies.pop(0).aclose()
-    whole = b"".join([piece async for piece in log.slices(reader, everything, b"")])
-    assert whole == log.body(reader, everything, b"")
-    assert whole.count(b"op_position") == 100
-    again = log.slices(reader, everything, b"")
-    assert await anext(again) == b"["
-    assert len(await anext(again)) == log.LARGE_SLICE, "who is done, or gone, leaves them to others"
-    for body in [*bodies, again]:
-        await body.aclose()
+    body = log.body(reader, everything, tail)
+    *_, last = items = json.loads(body)
+    assert len(items) == len(lines) + bool(tail)
+    assert ("control" in last["headers"]) == bool(tail)
+    before, extent, after = log.file_body(reader, everything, tail)
+    assert before + extent.read(extent.start, extent.size) + after == body
+    assert log.file_body(reader, everything, tail).length == len(body)
+    if not tail:
+        assert b"".join(log.range_pieces(reader, everything)) == body
+        assert log.range_length(everything) == len(body)
     reader.close()
     writer.close()
