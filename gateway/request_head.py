@@ -79,6 +79,12 @@ class Request:
             self._joined[name] = None if values is None else ", ".join(values)
         return self._joined[name]
 
+    def at(self, target: str) -> Request:
+        """The same for another target."""
+        other = copy(self)
+        other.target = target
+        return other
+
 
 def _given_id(headers: CIMultiDictProxy[str]) -> str | None:
     given = headers.get("x-request-id")
@@ -89,12 +95,6 @@ def _given_id(headers: CIMultiDictProxy[str]) -> str | None:
 def _origin(headers: CIMultiDictProxy[str]) -> str:
     origins = headers.getall("origin", ())
     return origins[0] if len(origins) == 1 and _SAFE.fullmatch(origins[0]) else _ANY_ORIGIN
-
-    def at(self, target: str) -> Request:
-        """The same for another target."""
-        other = copy(self)
-        other.target = target
-        return other
 
 
 def request_of(message: RawRequestMessage, payload: StreamReader) -> Request:
