@@ -165,6 +165,19 @@ async def test_when_the_sync_of_all_says_nothing_each_log_is_asked(watch: Watch,
     assert {(log.covers, log.syncs) for log in logs} == {(0, 1)}
 
 
+async def test_after_a_failure_each_log_is_asked_for_good(watch: Watch) -> None:
+    """It is told once, and may have been about a log that is not in the batch it was told to."""
+    logs = [FakeLog() for _ in range(MANY)]
+    watch.files.error = OSError(errno.EIO, "broken")
+    for round_number in (1, 2):
+        for log in logs:
+            watch.syncer.dirty(log)
+        watch.syncer.commit(150 + round_number)
+        await watch.syncer.flush()
+        watch.files.error = None
+        assert {(log.covers, log.syncs) for log in logs} == {(0, round_number)}
+
+
 async def test_a_log_can_be_closed_once_no_batch_touches_it(watch: Watch) -> None:
     log = FakeLog()
     log.go.clear()
