@@ -7,7 +7,6 @@ their rows are entered into the catalogs. Whoever comes while a group is at it g
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from typing import Final, NamedTuple
 import structlog
 
 from common.shapelog.description import Description, sync_description, write_description
-from common.shapelog.files import MANY, REAL, Files
+from common.shapelog.files import REAL, Files
 from common.shapelog.snapshot import SnapshotWriter
+from common.shapelog.whole_sync import WholeSync
 from common.shapelog.writer import LogWriter
 from shapeworker.catalog import CatalogDamaged, Complete
 from shapeworker.holdings import Holdings
@@ -31,8 +31,6 @@ LOGGED: Final = 10
 PAUSE: Final = 0.1
 """Seconds between two groups: larger ones cost less, but a shape that its worker loses before is made again, which its
 clients notice."""
-
-_ASKER: Final = "settling"
 
 log = structlog.get_logger()
 
@@ -56,14 +54,13 @@ class Settling:
         self._holdings = holdings
         self._disk = disk
         self._files = files
-        self.together = MANY
-        self._trusted = True
+        self.whole = WholeSync(storage, "settling", files)
         self._waiting: list[_Item] = []
         self._running: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Have failures of the disk reported from now on; to be called before any shape is made. Blocks on the disk."""
-        self._sync_file_system()
+        self.whole.sync()
 
     async def settle(self, shape: Shape, snapshot: SnapshotWriter) -> bool:
         """Returns when the shape is in its catalog; ``False`` if it has ended meanwhile.
@@ -98,7 +95,7 @@ class Settling:
         for item in group:
             # From here on its commits hold back the durable position; what it wrote before is synced right now.
             item.shape.settling = True
-        together = self._trusted and len(group) >= self.together
+        together = self.whole.pays(len(group))
         failures = await loop.run_in_executor(None, self._sync, group, together, self._holdings.generation)
         whole: list[_Item] = []
         for item in group:
@@ -164,40 +161,14 @@ class Settling:
             description = Description(generation=generation, request=request, schema=schema)
             write_description(item.shape.directory, description, self._files)
 
-        if not (together and self._sync_together(group)):
+        if not (together and self.whole.cover(files for item in group for files in (item.log, item.snapshot))):
             together = False
             each(_sync_one)
         # Now that all it promises is on the disk.
         each(describe)
-        if not (together and self._sync_file_system()):
+        if not (together and self.whole.sync()):
             each(lambda item: sync_description(item.shape.directory, self._files))
         return failures
-
-    def _sync_together(self, group: list[_Item]) -> bool:
-        """All files of all of them; ``False`` if each has to be asked what became of it."""
-        try:
-            with contextlib.ExitStack() as files:
-                for item in group:
-                    files.enter_context(item.log.covered())
-                    files.enter_context(item.snapshot.covered())
-                self._files.sync_file_system(self._storage, _ASKER)
-        except OSError:
-            self._trusted = False
-            return False
-        except (ValueError, NotImplementedError):
-            return False
-        return True
-
-    def _sync_file_system(self) -> bool:
-        try:
-            self._files.sync_file_system(self._storage, _ASKER)
-        except OSError:
-            # Told once, and perhaps about files of shapes that come later: from now on each file has to be asked.
-            self._trusted = False
-            return False
-        except NotImplementedError:
-            return False
-        return True
 
 
 def _sync_one(item: _Item) -> None:

@@ -8,7 +8,6 @@ tombstone is (INV-32).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.metrics import Histogram
-from common.shapelog.files import MANY, REAL, Files
+from common.shapelog.files import REAL, Files
+from common.shapelog.whole_sync import Coverable, WholeSync
 
 INTERVAL = 0.25
 """Seconds between two batches at least: for so long a commit waits before its sync starts, as a rule. The ingester
@@ -29,17 +29,11 @@ LONGEST: Final = 1.0
 """Seconds between two batches at most, however long they take: about what a rewind brings again."""
 
 
-_ASKER: Final = "group sync"
-
-
-class Log(Protocol):
+class Log(Coverable, Protocol):
     """What a batch needs of a log. Called from a thread while the loop appends."""
 
     def sync(self) -> None:
         """Make durable what has been appended. Raises ``OSError``, and ``ValueError`` once it is closed."""
-
-    def covered(self) -> contextlib.AbstractContextManager[None]:
-        """As :meth:`sync`, if the block syncs the whole file system; when it raises, nothing counts as synced."""
 
 
 class Syncer:
@@ -57,10 +51,7 @@ class Syncer:
         self.applied = 0
         self.durable = 0
         self.durations = Histogram("galvanic_sync_duration")
-        self._storage = storage
-        self._files = files
-        self.together = MANY
-        self._trusted = True
+        self.whole = WholeSync(storage, "group sync", files)
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._interval = interval
@@ -76,8 +67,7 @@ class Syncer:
 
     def open(self) -> None:
         """Have failures of the disk reported from now on; to be called before any log is opened. Blocks on the disk."""
-        with contextlib.suppress(OSError, NotImplementedError):
-            self._files.sync_file_system(self._storage, _ASKER)
+        self.whole.sync()
 
     def restart(self, position: int) -> None:
         """A new epoch starts at ``position``: what is applied counts from there again."""
@@ -164,8 +154,10 @@ class Syncer:
             self._syncing = None
 
     def _sync_all(self, batch: dict[Log, None]) -> list[tuple[Log, OSError]]:
-        if self._trusted and len(batch) >= self.together and self._sync_together(batch):
-            return []
+        if self.whole.pays(len(batch)):
+            self._syncing = None, time.monotonic()
+            if self.whole.cover(batch):
+                return []
         failures = []
         for log in batch:
             self._syncing = log, time.monotonic()
@@ -177,20 +169,3 @@ class Syncer:
                 # Closed meanwhile: its shape has ended, or its partition has another owner, who syncs it anew.
                 continue
         return failures
-
-    def _sync_together(self, batch: dict[Log, None]) -> bool:
-        """All of them at once; ``False`` if each has to be asked what became of it, which then costs little."""
-        self._syncing = None, time.monotonic()
-        try:
-            with contextlib.ExitStack() as covered:
-                for log in batch:
-                    with contextlib.suppress(ValueError):
-                        covered.enter_context(log.covered())
-                self._files.sync_file_system(self._storage, _ASKER)
-        except OSError:
-            # Told once, and perhaps about logs that are not in this batch: from now on each file has to be asked.
-            self._trusted = False
-            return False
-        except NotImplementedError:
-            return False
-        return True

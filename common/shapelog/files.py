@@ -23,10 +23,6 @@ CREATE: Final = os.O_RDWR | os.O_CREAT
 CREATE_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 """The ways to open a file. None appends: writers keep positions themselves, which makes a failed write repeatable."""
 
-MANY: Final = 16
-"""From the files of so many shapes on, to sync the file system costs less than to sync each, although others may have
-written much to it."""
-
 _FILE_MODE = 0o644
 _DIRECTORY_MODE = 0o755
 

@@ -49,7 +49,7 @@ import shapeworker.settling
 import shapeworker.snapshot
 import shapeworker.snapshot_member
 import shapeworker.snapshot_work
-from common.shapelog import files, writer
+from common.shapelog import files, whole_sync, writer
 from tests.simulation import database as db
 from tests.simulation.catalog import SimSqlite
 from tests.simulation.database import Database
@@ -248,8 +248,7 @@ def replaced(
         (shapeworker.snapshot_work, "copy_statement", db.copy_statement),
         (shapeworker.snapshot_member, "is_large", lambda plan: scheduler.rng.random() < sizes["alone"]),
         (shapeworker.ownership, "AT_ONCE", 1),
-        (shapeworker.settling, "MANY", sizes["together"]),
-        (shapeworker.sync, "MANY", sizes["together"]),
+        (whole_sync, "MANY", sizes["together"]),
         (shapeworker.snapshot, "resolve", resolve),
         (shapeworker.snapshot, "Event", lambda: SimEvent(scheduler)),
         (shapeworker.snapshot_work, "Future", lambda: SimFuture(scheduler)),

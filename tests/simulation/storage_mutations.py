@@ -18,6 +18,7 @@ WRITER, RECOVERY = "common/shapelog/writer.py", "common/shapelog/recovery.py"
 SNAPSHOT, READER = "common/shapelog/snapshot.py", "common/shapelog/reader.py"
 PARTITION, CATALOG, ENDINGS = "shapeworker/partition.py", "shapeworker/catalog.py", "shapeworker/endings.py"
 SETTLING, SYNC, LOGS = "shapeworker/settling.py", "shapeworker/sync.py", "shapeworker/logs.py"
+WHOLE_SYNC = "common/shapelog/whole_sync.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -182,6 +183,7 @@ MUTATIONS: Final = (
         "                    self._on_failure(log, error)\n",
         "                    pass\n",
     ),
+    Mutation("a failed sync of all is forgotten", WHOLE_SYNC, "            self._trusted = False\n", ""),
     Mutation("two flushes at once", SYNC, "        async with self._turn:\n", "        if True:\n"),
     Mutation(
         "a reader who asks for the end believes the last record",

@@ -166,7 +166,7 @@ class Worker:
         disk = cast(Executor, object())
         self.holdings = Holdings()
         self.syncer = Syncer(STORAGE, self._on_durable, self._on_sync_failure, files=process)
-        self.syncer.together = world.together
+        self.syncer.whole.many = world.together
         self.logs = OpenLogs(self.holdings, world.chunk_bytes, self.syncer.dirty, open_logs, process)
         self.applier = Applier(self, self.open_log, self.holdings.fed)
         self.endings = Endings(self.holdings, self.applier, self.syncer, disk, self._on_ended)
@@ -203,7 +203,7 @@ class Worker:
             files=process,
         )
         self.creator._snapshots = cast(Snapshots, _Snapshots(world))
-        self.creator._settling.together = world.together
+        self.creator._settling.whole.many = world.together
         self._running = [self.spawn(self.ownership.run()), self.spawn(self.syncer.run())]
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:

@@ -27,6 +27,7 @@ REGRESSIONS = {
     346: "a catalog that could not be written was an internal error",
     487: "an abort raised when the disk refused to cut the file",
     1795: "with all open logs in use, the one being opened was closed at once",
+    2381: "a sync of the file system was believed although one had failed before",
     5315: "a handle was given out twice: a killed owner's last commit was not on the disk when it was built upon",
     5346: "readers were told of an end that was not on the disk yet, for the same reason",
     6540: "a flush reported what another flush was still syncing",

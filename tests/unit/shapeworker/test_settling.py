@@ -13,7 +13,8 @@ import pytest
 
 from common.shape import ShapeRequest
 from common.shapelog import LogWriter, SnapshotWriter, read_description
-from common.shapelog.files import MANY, REAL, RealFiles
+from common.shapelog.files import REAL, RealFiles
+from common.shapelog.whole_sync import MANY
 from shapeworker.catalog import ACTIVE
 from shapeworker.holdings import Holdings
 from shapeworker.partition import open_partition
@@ -109,7 +110,7 @@ async def test_many_are_synced_by_three_syncs_of_the_file_system(bench: Bench) -
 
 
 async def test_a_description_is_written_when_all_it_promises_is_on_the_disk(bench: Bench) -> None:
-    bench.settling.together = 2
+    bench.settling.whole.many = 2
     shapes = [bench.shape(number) for number in range(6)]
     described: list[int] = []
     entered: list[int] = []
@@ -133,7 +134,7 @@ async def test_few_are_synced_one_by_one(bench: Bench) -> None:
 
 @pytest.mark.parametrize("reason", [NotImplementedError("old kernel"), OSError(errno.EIO, "Input/output error")])
 async def test_where_the_file_system_cannot_tell_each_file_does(bench: Bench, reason: Exception) -> None:
-    bench.settling.together = 2
+    bench.settling.whole.many = 2
     bench.files.whole = reason
     shapes = [bench.shape(number) for number in range(4)]
     log = shapes[2][0].log
@@ -159,7 +160,7 @@ async def test_one_that_has_ended_is_left_out(bench: Bench) -> None:
 @pytest.mark.parametrize("together", [1, 10])
 async def test_one_that_ends_meanwhile_hurts_no_other(bench: Bench, together: int) -> None:
     """Its log is closed, as the end of a shape does it, while the thread is at the group."""
-    bench.settling.together = together
+    bench.settling.whole.many = together
     shapes = [bench.shape(number) for number in range(4)]
     ended = shapes[2][0]
     settling = [asyncio.create_task(bench.settling.settle(*shape)) for shape in shapes]
@@ -199,7 +200,7 @@ async def test_who_comes_while_a_group_is_at_it_goes_with_the_next(bench: Bench)
 
 async def test_a_failure_of_the_file_system_may_be_one_of_shapes_that_come_later(bench: Bench) -> None:
     """It is told once: to the group that was at it, not to the one whose bytes are lost."""
-    bench.settling.together = 2
+    bench.settling.whole.many = 2
     early, late = [bench.shape(number) for number in (0, 1)], [bench.shape(number) for number in (2, 3)]
     bench.files.whole = OSError(errno.EIO, "Input/output error")
     assert await bench.settle(early) == [True, True]

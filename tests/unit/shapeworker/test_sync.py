@@ -11,7 +11,8 @@ from threading import Event
 
 import pytest
 
-from common.shapelog.files import MANY, RealFiles
+from common.shapelog.files import RealFiles
+from common.shapelog.whole_sync import MANY
 from shapeworker.sync import Log, Syncer
 
 
