@@ -21,7 +21,7 @@ class _Admin:
     async def connection(self) -> AsyncIterator[_Admin]:
         yield self
 
-    async def execute(self, _: str) -> _Admin:
+    async def execute(self, _: str, *, prepare: bool) -> _Admin:
         return self
 
     async def fetchone(self) -> tuple[str]:
