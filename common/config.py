@@ -10,20 +10,13 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
 
-from pydantic import (
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+import msgspec
+from msgspec import Struct
 
 from common.database_url import complete_database_url
 from common.quantity import parse_boolean, parse_duration, parse_integer, parse_size
@@ -59,13 +52,64 @@ class ConfigError(Exception):
     """A setting that cannot be used; the text is one line that names the variable and what to do, without secrets."""
 
 
-def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Parses what comes as text from the environment; values given in Python are left to their type."""
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+class Variable(NamedTuple):
+    """Where a setting comes from: the first of these variables that is set and not empty. A secret is not shown."""
+
+    names: tuple[str, ...]
+    parse: Callable[[str], Any]
+    secret: bool = False
 
 
-def _number(low: int, high: int | None = None) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse_integer(str(value), low, high))
+def _text(*names: str, secret: bool = False) -> Variable:
+    return Variable(names, str, secret)
+
+
+def _boolean(name: str) -> Variable:
+    return Variable((name,), parse_boolean)
+
+
+def _seconds(name: str) -> Variable:
+    return Variable((name,), parse_duration)
+
+
+def _number(*names: str, low: int = 1, high: int | None = None) -> Variable:
+    return Variable(names, partial(parse_integer, low=low, high=high))
+
+
+def _port(name: str) -> Variable:
+    return _number(name, high=65535)
+
+
+def _path(*names: str) -> Variable:
+    return Variable(names, Path)
+
+
+def _choice(name: str, choices: Any) -> Variable:
+    """One of the texts of a ``Literal``, in any case."""
+    texts = get_args(choices)
+
+    def parse(text: str) -> str:
+        for choice in texts:
+            if text.lower() == choice.lower():
+                return str(choice)
+        *first, last = map(repr, texts)
+        raise ValueError(f"must be one of {', '.join(first)} or {last}")
+
+    return Variable((name,), parse)
+
+
+def _readable_file(path: str) -> str:
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"names a file that cannot be read: {path}")
+    return str(Path(path).absolute())
+
+
+def _stream_id(text: str) -> str:
+    # Postgres cuts names at 63 bytes, and slot names know no other characters.
+    limit = 63 - len("electric_publication_")
+    if not re.fullmatch(rf"[A-Za-z0-9_]{{1,{limit}}}", text):
+        raise ValueError(f"must be 1 to {limit} letters, digits or '_', not {text!r}")
+    return text.lower()
 
 
 def _requests(text: str) -> dict[str, int]:
@@ -81,97 +125,84 @@ def _requests(text: str) -> dict[str, int]:
     return value
 
 
-Boolean = Annotated[bool, _parsed(parse_boolean)]
-Seconds = Annotated[float, _parsed(parse_duration)]
-Bytes = Annotated[int, _parsed(parse_size)]
-Port = Annotated[int, _number(1, 65535)]
-Count = Annotated[int, _number(1)]
-Natural = Annotated[int, _number(0)]
+Storage = Literal["FAST_FILE", "MEMORY"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 
-def _from(*names: str, default: Any = None, shown: bool = True) -> Any:
-    """A field read from the first of these variables that is set; `shown=False` keeps it out of repr."""
-    return Field(default=default, validation_alias=AliasChoices(*names), repr=shown)
+class Settings(Struct, kw_only=True):
+    """All settings. Durations are seconds and sizes bytes, unless the name says otherwise; paths are absolute.
 
+    Made in Python or by :func:`load_settings`. Raises ``ValueError`` if they do not go together.
+    """
 
-class Settings(BaseSettings):
-    """All settings. Durations are seconds and sizes bytes, unless the name says otherwise; paths are absolute."""
+    database_url: Annotated[str, _text("DATABASE_URL", secret=True)]
+    pooled_database_url: Annotated[
+        str, _text("ELECTRIC_POOLED_DATABASE_URL", "ELECTRIC_QUERY_DATABASE_URL", secret=True)
+    ] = ""
+    database_use_ipv6: Annotated[bool, _boolean("ELECTRIC_DATABASE_USE_IPV6")] = False
+    database_ca_file: Annotated[str | None, Variable(("ELECTRIC_DATABASE_CA_CERTIFICATE_FILE",), _readable_file)] = None
+    db_pool_size: Annotated[int, _number("ELECTRIC_DB_POOL_SIZE")] = 20
+    tcp_keepalive_idle: Annotated[float | None, _seconds("ELECTRIC_DATABASE_TCP_KEEPALIVE_IDLE")] = None
+    tcp_keepalive_interval: Annotated[float | None, _seconds("ELECTRIC_DATABASE_TCP_KEEPALIVE_INTERVAL")] = None
+    tcp_keepalive_count: Annotated[int | None, _number("ELECTRIC_DATABASE_TCP_KEEPALIVE_COUNT")] = None
+    tcp_user_timeout: Annotated[float | None, _seconds("ELECTRIC_DATABASE_TCP_USER_TIMEOUT")] = None
 
-    model_config = SettingsConfigDict(
-        case_sensitive=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    stream_id: Annotated[str, Variable(("ELECTRIC_REPLICATION_STREAM_ID",), _stream_id)] = "default"
+    stack_id: Annotated[str, _text("ELECTRIC_DATABASE_ID")] = "single_stack"
+    temporary_slot: Annotated[bool, _boolean("CLEANUP_REPLICATION_SLOTS_ON_SHUTDOWN")] = False
+    temporary_slot_random_name: Annotated[bool, _boolean("ELECTRIC_TEMPORARY_REPLICATION_SLOT_USE_RANDOM_NAME")] = False
+    manual_table_publishing: Annotated[bool, _boolean("ELECTRIC_MANUAL_TABLE_PUBLISHING")] = False
+    publication_refresh_period: Annotated[float, _seconds("ELECTRIC_TWEAKS_PUBLICATION_REFRESH_PERIOD")] = 60.0
+
+    secret: Annotated[str | None, _text("ELECTRIC_SECRET", secret=True)] = None
+    insecure: Annotated[bool, _boolean("ELECTRIC_INSECURE")] = False
+    port: Annotated[int, _port("ELECTRIC_PORT")] = 3000
+    listen_on_ipv6: Annotated[bool, _boolean("ELECTRIC_LISTEN_ON_IPV6")] = False
+    long_poll_timeout_ms: Annotated[int, _number("ELECTRIC_LONG_POLL_TIMEOUT")] = 20_000
+    cache_max_age: Annotated[int, _number("ELECTRIC_CACHE_MAX_AGE", low=0)] = 60
+    cache_stale_age: Annotated[int, _number("ELECTRIC_CACHE_STALE_AGE", low=0)] = 300
+    compression: Annotated[bool, _boolean("GALVANIC_COMPRESSION")] = True
+    max_concurrent_requests: Annotated[dict[str, int], Variable(("ELECTRIC_MAX_CONCURRENT_REQUESTS",), _requests)] = (
+        msgspec.field(default_factory=lambda: {"initial": 300, "existing": 10_000})
     )
+    integration_testing: Annotated[bool, _boolean("ELECTRIC_ENABLE_INTEGRATION_TESTING")] = False
+    tcp_send_timeout: Annotated[float, _seconds("ELECTRIC_TCP_SEND_TIMEOUT")] = 30.0
+    tcp_read_timeout: Annotated[float, _seconds("ELECTRIC_TCP_READ_TIMEOUT")] = 60.0
+    conn_max_requests: Annotated[int, _number("ELECTRIC_TWEAKS_CONN_MAX_REQUESTS")] = 50
+    prometheus_port: Annotated[int | None, _port("ELECTRIC_PROMETHEUS_PORT")] = None
 
-    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL"), repr=False)
-    pooled_database_url: str = _from(
-        "ELECTRIC_POOLED_DATABASE_URL", "ELECTRIC_QUERY_DATABASE_URL", default="", shown=False
-    )
-    database_use_ipv6: Boolean = _from("ELECTRIC_DATABASE_USE_IPV6", default=False)
-    database_ca_file: str | None = _from("ELECTRIC_DATABASE_CA_CERTIFICATE_FILE")
-    db_pool_size: Count = _from("ELECTRIC_DB_POOL_SIZE", default=20)
-    tcp_keepalive_idle: Seconds | None = _from("ELECTRIC_DATABASE_TCP_KEEPALIVE_IDLE")
-    tcp_keepalive_interval: Seconds | None = _from("ELECTRIC_DATABASE_TCP_KEEPALIVE_INTERVAL")
-    tcp_keepalive_count: Count | None = _from("ELECTRIC_DATABASE_TCP_KEEPALIVE_COUNT")
-    tcp_user_timeout: Seconds | None = _from("ELECTRIC_DATABASE_TCP_USER_TIMEOUT")
+    storage: Annotated[Storage, _choice("ELECTRIC_STORAGE", Storage)] = "FAST_FILE"
+    storage_dir: Annotated[Path, _path("ELECTRIC_STORAGE_DIR", "STORAGE_DIR")] = Path("persistent")
+    chunk_bytes: Annotated[int, Variable(("ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD",), parse_size)] = 10_485_760
+    max_shapes: Annotated[int | None, _number("ELECTRIC_MAX_SHAPES", "ELECTRIC_EXPERIMENTAL_MAX_SHAPES")] = None
+    partitions: Annotated[int, _number("GALVANIC_PARTITIONS", high=1024)] = 32
 
-    stream_id: str = _from("ELECTRIC_REPLICATION_STREAM_ID", default="default")
-    stack_id: str = _from("ELECTRIC_DATABASE_ID", default="single_stack")
-    temporary_slot: Boolean = _from("CLEANUP_REPLICATION_SLOTS_ON_SHUTDOWN", default=False)
-    temporary_slot_random_name: Boolean = _from("ELECTRIC_TEMPORARY_REPLICATION_SLOT_USE_RANDOM_NAME", default=False)
-    manual_table_publishing: Boolean = _from("ELECTRIC_MANUAL_TABLE_PUBLISHING", default=False)
-    publication_refresh_period: Seconds = _from("ELECTRIC_TWEAKS_PUBLICATION_REFRESH_PERIOD", default=60.0)
+    workers: Annotated[int, _number("GALVANIC_WORKERS", high=64)] = 2
+    gateways: Annotated[int, _number("GALVANIC_GATEWAYS", high=64)] = 1
+    run_dir: Annotated[Path, _path("GALVANIC_RUN_DIR")] = Path("run")
+    stream_endpoint: Annotated[str, _text("GALVANIC_STREAM_ENDPOINT")] = ""
+    status_endpoint: Annotated[str, _text("GALVANIC_STATUS_ENDPOINT")] = ""
+    metrics_endpoint: Annotated[str, _text("GALVANIC_METRICS_ENDPOINT")] = ""
+    worker_host: Annotated[str | None, _text("GALVANIC_WORKER_HOST")] = None
+    log_level: Annotated[LogLevel, _choice("ELECTRIC_LOG_LEVEL", LogLevel)] = "info"
+    log_format: Annotated[LogFormat, _choice("GALVANIC_LOG_FORMAT", LogFormat)] = "text"
 
-    secret: str | None = _from("ELECTRIC_SECRET", shown=False)
-    insecure: Boolean = _from("ELECTRIC_INSECURE", default=False)
-    port: Port = _from("ELECTRIC_PORT", default=3000)
-    listen_on_ipv6: Boolean = _from("ELECTRIC_LISTEN_ON_IPV6", default=False)
-    long_poll_timeout_ms: Count = _from("ELECTRIC_LONG_POLL_TIMEOUT", default=20_000)
-    cache_max_age: Natural = _from("ELECTRIC_CACHE_MAX_AGE", default=60)
-    cache_stale_age: Natural = _from("ELECTRIC_CACHE_STALE_AGE", default=300)
-    compression: Boolean = _from("GALVANIC_COMPRESSION", default=True)
-    max_concurrent_requests: Annotated[dict[str, int], NoDecode, _parsed(_requests)] = _from(
-        "ELECTRIC_MAX_CONCURRENT_REQUESTS", default={"initial": 300, "existing": 10_000}
-    )
-    integration_testing: Boolean = _from("ELECTRIC_ENABLE_INTEGRATION_TESTING", default=False)
-    tcp_send_timeout: Seconds = _from("ELECTRIC_TCP_SEND_TIMEOUT", default=30.0)
-    tcp_read_timeout: Seconds = _from("ELECTRIC_TCP_READ_TIMEOUT", default=60.0)
-    conn_max_requests: Count = _from("ELECTRIC_TWEAKS_CONN_MAX_REQUESTS", default=50)
-    prometheus_port: Port | None = _from("ELECTRIC_PROMETHEUS_PORT")
+    ignored: list[str] = []
+    """Variables that are set in the environment but have no meaning for Galvanic, by name."""
+    unknown: list[str] = []
+    """ELECTRIC_* and GALVANIC_* variables nobody reads, each with the name that was perhaps meant."""
+    random_suffix: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
 
-    storage: Literal["FAST_FILE", "MEMORY"] = _from("ELECTRIC_STORAGE", default="FAST_FILE")
-    storage_dir: Path = _from("ELECTRIC_STORAGE_DIR", "STORAGE_DIR", default=Path("persistent"))
-    chunk_bytes: Bytes = _from("ELECTRIC_SHAPE_CHUNK_BYTES_THRESHOLD", default=10_485_760)
-    max_shapes: Count | None = _from("ELECTRIC_MAX_SHAPES", "ELECTRIC_EXPERIMENTAL_MAX_SHAPES")
-    partitions: Annotated[int, _number(1, 1024)] = _from("GALVANIC_PARTITIONS", default=32)
-
-    workers: Annotated[int, _number(1, 64)] = _from("GALVANIC_WORKERS", default=2)
-    gateways: Annotated[int, _number(1, 64)] = _from("GALVANIC_GATEWAYS", default=1)
-    run_dir: Path = _from("GALVANIC_RUN_DIR", default=Path("run"))
-    stream_endpoint: str = _from("GALVANIC_STREAM_ENDPOINT", default="")
-    status_endpoint: str = _from("GALVANIC_STATUS_ENDPOINT", default="")
-    metrics_endpoint: str = _from("GALVANIC_METRICS_ENDPOINT", default="")
-    worker_host: str | None = _from("GALVANIC_WORKER_HOST")
-    log_level: Literal["debug", "info", "warning", "error"] = _from("ELECTRIC_LOG_LEVEL", default="info")
-    log_format: Literal["text", "json"] = _from("GALVANIC_LOG_FORMAT", default="text")
-
-    _random_suffix: str = PrivateAttr(default_factory=lambda: secrets.token_hex(8))
-    _ignored: list[str] = PrivateAttr(default_factory=list)
-    _unknown: list[str] = PrivateAttr(default_factory=list)
-
-    @property
-    def ignored(self) -> list[str]:
-        """Variables that are set in the environment but have no meaning for Galvanic, by name."""
-        return self._ignored
-
-    @property
-    def unknown(self) -> list[str]:
-        """ELECTRIC_* and GALVANIC_* variables nobody reads, each with the name that was perhaps meant."""
-        return self._unknown
+    def __repr__(self) -> str:
+        shown = (name for name, variable in _VARIABLES.items() if not variable.secret)
+        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def slot_name(self) -> str:
         """The replication slot. A random one differs between processes: only the ingester may ask."""
         random = self.temporary_slot and self.temporary_slot_random_name
-        return f"electric_slot_{self._random_suffix if random else self.stream_id}"
+        return f"electric_slot_{self.random_suffix if random else self.stream_id}"
 
     @property
     def pooled_setting(self) -> str:
@@ -209,34 +240,8 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    @field_validator("database_ca_file")
-    @classmethod
-    def _check_ca_file(cls, path: str | None) -> str | None:
-        if path is not None and not os.access(path, os.R_OK):
-            raise ValueError(f"names a file that cannot be read: {path}")
-        return path and str(Path(path).absolute())
-
-    @field_validator("stream_id")
-    @classmethod
-    def _check_stream_id(cls, stream_id: str) -> str:
-        # Postgres cuts names at 63 bytes, and slot names know no other characters.
-        limit = 63 - len("electric_publication_")
-        if not re.fullmatch(rf"[A-Za-z0-9_]{{1,{limit}}}", stream_id):
-            raise ValueError(f"must be 1 to {limit} letters, digits or '_', not {stream_id!r}")
-        return stream_id.lower()
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _fold_log_level(cls, level: object) -> object:
-        return level.lower() if isinstance(level, str) else level
-
-    @field_validator("storage_dir", "run_dir")
-    @classmethod
-    def _make_absolute(cls, path: Path) -> Path:
-        return path.absolute()
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def __post_init__(self) -> None:
+        self.storage_dir, self.run_dir = self.storage_dir.absolute(), self.run_dir.absolute()
         if self.secret and self.insecure:
             raise ValueError("ELECTRIC_SECRET and ELECTRIC_INSECURE=true exclude each other; unset one of them")
         if not self.secret and not self.insecure:
@@ -261,7 +266,6 @@ class Settings(BaseSettings):
         self.metrics_endpoint = _checked_endpoint(
             "GALVANIC_METRICS_ENDPOINT", self.metrics_endpoint or _ipc_endpoint(self.run_dir, "metrics.sock")
         )
-        return self
 
     def _completed(self, variable: str, url: str) -> str:
         def rounded(seconds: float | None) -> str | None:
@@ -279,22 +283,32 @@ class Settings(BaseSettings):
             raise ValueError(f"{variable} {error}") from None
 
 
+_VARIABLES: Final[dict[str, Variable]] = {
+    name: variable
+    for name, hint in get_type_hints(Settings, include_extras=True).items()
+    for variable in getattr(hint, "__metadata__", ())
+}
+
+
 def load_settings() -> Settings:
     """The settings of this process's environment. Raises ConfigError for the first variable that cannot be used."""
-    if "DATABASE_URL" not in os.environ:
+    environment = {name: value for name, value in os.environ.items() if value}
+    if "DATABASE_URL" not in environment:
+        if "DATABASE_URL" in os.environ:
+            raise ConfigError("DATABASE_URL must not be empty; set it or unset it")
         raise ConfigError(
             "DATABASE_URL is not set; set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE, or run "
             "'galvanic up', which starts a Postgres of its own when it is missing"
         )
     try:
-        settings = Settings()  # type: ignore[call-arg]
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-    names = sorted(name for name, value in os.environ.items() if value)
-    settings._ignored = [name for name in names if name in IGNORED_VARIABLES]
+        settings = Settings(**_parsed(environment))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    names = sorted(environment)
+    settings.ignored = [name for name in names if name in IGNORED_VARIABLES]
     if settings.storage == "MEMORY":
-        settings._ignored.append("ELECTRIC_STORAGE")
-    settings._unknown = [
+        settings.ignored.append("ELECTRIC_STORAGE")
+    settings.unknown = [
         _with_suggestion(name)
         for name in names
         if name.startswith(("ELECTRIC_", "GALVANIC_"))
@@ -306,33 +320,24 @@ def load_settings() -> Settings:
 
 def variable_names() -> set[str]:
     """Every variable that is read into `Settings`."""
-    return {name for field in Settings.model_fields.values() for name in _aliases(field.validation_alias)}
+    return {name for variable in _VARIABLES.values() for name in variable.names}
 
 
-def _aliases(alias: object) -> list[str]:
-    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
+def _parsed(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for field, variable in _VARIABLES.items():
+        name = next((name for name in variable.names if name in environment), None)
+        if name is not None:
+            try:
+                values[field] = variable.parse(environment[name])
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
+    return values
 
 
 def _with_suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, variable_names(), n=1, cutoff=0.85)
     return f"{name} (did you mean {close[0]}?)" if close else name
-
-
-def _one_line(error: ValidationError) -> str:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
-    if not detail["loc"]:
-        return message
-    variable = str(detail["loc"][0])
-    if variable in Settings.model_fields:
-        variable = next(iter(_aliases(Settings.model_fields[variable].validation_alias)), variable)
-    if detail["type"] == "missing":
-        return f"{variable} must not be empty; set it or unset it"
-    if detail["type"] == "literal_error":
-        return f"{variable} must be one of {detail['ctx']['expected']}"
-    if detail["type"] == "value_error":
-        return f"{variable} {message}"
-    return f"{variable} is not valid: {message}"
 
 
 def _ipc_endpoint(run_dir: Path, name: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, cast
 
 import orjson
 
@@ -78,7 +79,8 @@ class World:
             max_shapes=plan.max_shapes,
             stream_endpoint="tcp://ingester:1",
             status_endpoint="tcp://ingester:2",
-        ).model_copy(update={"storage_dir": self.storage, "run_dir": SimPath("run")})
+        )
+        self.settings.storage_dir, self.settings.run_dir = cast(Path, self.storage), cast(Path, SimPath("run"))
         self.oracle = Oracle(self.server, self.disk, self.storage)
         self.oracle.fail = self.scheduler.fail
         self.oracle.on_eviction = self._on_eviction
