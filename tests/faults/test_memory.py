@@ -19,10 +19,9 @@ from tests.pipeline.workload import SCALE
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
-# Several times what a process may have. The full sizes, 2 GB, a million rows and 5 GB, are GALVANIC_TEST_SCALE=3.
-TRANSACTION_BYTES = int(7e8 * SCALE)
+TRANSACTION_BYTES = int(2e9 * SCALE)
 TRANSACTION_ROWS = int(3.5e5 * SCALE)
-SNAPSHOT_BYTES = int(1.7e9 * SCALE)
+SNAPSHOT_BYTES = int(5e9 * SCALE)
 ROW_BYTES = int(2e8 * SCALE)
 
 PEAK_MB = 200
