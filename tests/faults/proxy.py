@@ -136,7 +136,8 @@ class Proxy:
             self._flows[direction].clear()
 
     def flow(self) -> None:
-        """Forward again what was held and all that follows."""
+        """Forward again what was held and all that follows, also where a limit has not been reached."""
+        self._limit = None
         for flow in self._flows.values():
             flow.set()
 

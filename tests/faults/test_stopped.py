@@ -45,7 +45,8 @@ async def _stop_worker(database: str, start_stack: StartStack, seed: int, second
         others = [reader for reader in written if owner_of(reader.view.handle, owners) != "w01"]
         assert others
         stack.pause("w01")
-        # It cannot have taken part in what comes now, nor said so.
+        # It cannot have taken part in this commit, nor said so. Until then the slot may follow what is not committed.
+        await workload.large(1)
         pinned = await insert_position(database)
         started = asyncio.get_running_loop().time()
         # More than credits allow, so that the stream must give the worker up to go on.
