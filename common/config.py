@@ -195,8 +195,11 @@ class Settings(Struct, kw_only=True):
     random_suffix: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
 
     def __repr__(self) -> str:
-        shown = (name for name, variable in _VARIABLES.items() if not variable.secret)
-        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What may be shown. Of a Struct, tools that format tracebacks would ask for it all, secrets included."""
+        return [(name, getattr(self, name)) for name, variable in _VARIABLES.items() if not variable.secret]
 
     @property
     def slot_name(self) -> str:
