@@ -13,9 +13,9 @@ from pathlib import Path
 
 import structlog
 
-from common.shapelog.files import REAL, UPDATE, Files
+from common.shapelog.files import REAL, Files
 from common.shapelog.header import HeaderFile
-from common.shapelog.layout import INDEX_NAME, DamagedLog
+from common.shapelog.layout import DamagedLog
 from common.shapelog.trash import empty_trash, retire
 from shapeworker.catalog import ACTIVE, CREATING, Catalog, CatalogDamaged, ShapeRow, set_aside
 
@@ -44,12 +44,8 @@ class Partition:
 
     def mark_ended(self, handle: str) -> None:
         """Tell everybody who reads the shape that it is over; one that cannot be read is over, too."""
-        files = self._files
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedLog), contextlib.ExitStack() as opened:
-            index = files.open(self.shape_directory(handle) / INDEX_NAME, UPDATE)
-            opened.callback(files.close, index)
-            header = HeaderFile.load(files, index)
-            opened.pop_all()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedLog):
+            header = HeaderFile.open(self.shape_directory(handle), self._files)
             try:
                 header.mark_ended()
             finally:

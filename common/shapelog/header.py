@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
-from common.shapelog.files import Files, SyncedFile, write_all
+from common.shapelog.files import CREATE_NEW, UPDATE, Files, SyncedFile, write_all
 from common.shapelog.layout import (
     HEADER_SIZE,
     INDEX_NAME,
@@ -34,23 +37,28 @@ class HeaderFile:
         self._closed = False
 
     @classmethod
-    def create(cls, files: Files, fd: int) -> HeaderFile:
-        """Write the header of a new shape into the empty file ``fd``. Raises ``OSError``."""
-        write_all(files, fd, encode_header(NEW), 0)
-        header = cls(files, fd, NEW)
+    def create(cls, directory: Path, files: Files) -> HeaderFile:
+        """Make the ``log.index`` of a new shape, with its header.
+
+        Raises ``FileExistsError`` if there is one, ``OSError``.
+        """
+        with _closed_on_error(files, files.open(directory / INDEX_NAME, CREATE_NEW)) as fd:
+            write_all(files, fd, encode_header(NEW), 0)
+            header = cls(files, fd, NEW)
         header.file.dirty = True
         return header
 
     @classmethod
-    def load(cls, files: Files, fd: int) -> HeaderFile:
-        """Read the header of an existing shape; its only writer does so, hence a torn one is damage.
+    def open(cls, directory: Path, files: Files) -> HeaderFile:
+        """Open that of an existing shape; its only writer does so, hence a torn header is damage.
 
-        Raises :class:`DamagedLog`, ``OSError``.
+        Raises ``FileNotFoundError``, :class:`DamagedLog`, ``OSError``.
         """
-        header = decode_header(files.pread(fd, HEADER_SIZE, 0))
-        if header is None:
-            raise DamagedLog(f"the header of {INDEX_NAME} is torn")
-        return cls(files, fd, header)
+        with _closed_on_error(files, files.open(directory / INDEX_NAME, UPDATE)) as fd:
+            header = decode_header(files.pread(fd, HEADER_SIZE, 0))
+            if header is None:
+                raise DamagedLog(f"the header of {INDEX_NAME} is torn")
+            return cls(files, fd, header)
 
     @property
     def value(self) -> Header:
@@ -85,3 +93,12 @@ class HeaderFile:
         write_all(self._files, self.file.fd, encode_header(header), 0)
         self._header = header
         self.file.dirty = True
+
+
+@contextlib.contextmanager
+def _closed_on_error(files: Files, fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    except BaseException:
+        files.close(fd)
+        raise

@@ -15,12 +15,11 @@ from typing import Final
 import google_crc32c
 
 from common.lsn import MAX_LSN, Offset
-from common.shapelog.files import CREATE, CREATE_NEW, REAL, UPDATE, Files, SyncedFile, write_all
+from common.shapelog.files import CREATE, REAL, UPDATE, Files, SyncedFile, write_all
 from common.shapelog.header import HeaderFile
 from common.shapelog.layout import (
     BOUNDARY,
     COMMIT,
-    INDEX_NAME,
     LOG_NAME,
     SEPARATOR,
     encode_record,
@@ -131,12 +130,7 @@ class LogWriter:
         """
         _require_positive(chunk_bytes)
         files.mkdir(directory)
-        fd = files.open(directory / INDEX_NAME, CREATE_NEW)
-        try:
-            header = HeaderFile.create(files, fd)
-        except BaseException:
-            files.close(fd)
-            raise
+        header = HeaderFile.create(directory, files)
         return cls(directory, chunk_bytes, files, header, None, EMPTY, created=True)
 
     @classmethod
@@ -149,9 +143,9 @@ class LogWriter:
         """
         _require_positive(chunk_bytes)
         with contextlib.ExitStack() as on_error:
-            index = files.open(directory / INDEX_NAME, UPDATE)
-            on_error.callback(files.close, index)
-            header = HeaderFile.load(files, index)
+            header = HeaderFile.open(directory, files)
+            on_error.callback(header.close)
+            index = header.file.fd
             log: SyncedFile | None = None
             with contextlib.suppress(FileNotFoundError):
                 log = SyncedFile(files, files.open(directory / LOG_NAME, UPDATE))

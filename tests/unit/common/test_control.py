@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import tempfile
 import threading
@@ -125,6 +126,19 @@ async def test_who_hangs_up_ends_the_profile(run_dir: Path) -> None:
         while not process.profiler.asked:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await asyncio.to_thread(process.profiler.ended_early.wait, 60)
+    process.control.close()
+
+
+async def test_a_process_with_many_connections_is_profiled(run_dir: Path) -> None:
+    process = Process(run_dir)
+    with contextlib.ExitStack() as connections:
+        highest = 0
+        while highest <= 1024:
+            highest = connections.enter_context(socket.socket()).fileno()
+        # Twice: a thread that waits in accept() has the next connection's descriptor already.
+        for _ in range(2):
+            answer = await asyncio.to_thread(ask, run_dir, "w00", ProfileQuestion(0.01, 100))
+            assert isinstance(answer, ProfileAnswer)
     process.control.close()
 
 
