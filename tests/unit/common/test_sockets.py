@@ -6,17 +6,29 @@ import asyncio
 import select
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import zmq
 
 from common.sockets import DRAIN_LIMIT, Channel, EndpointInUse, bound, connected, is_listened_on
 
+Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
+
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> str:
     return f"ipc://{tmp_path}/s"
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    """Ended with all its sockets: one that a failed test leaves would stop a later test when it is collected."""
+    context: Context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
 
 
 async def until(condition: object, count: int) -> None:
@@ -27,8 +39,9 @@ async def until(condition: object, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_every_message_arrives_in_order_also_when_both_sides_send_at_once(endpoint: str) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_every_message_arrives_in_order_also_when_both_sides_send_at_once(
+    context: Context, endpoint: str
+) -> None:
     got: list[bytes] = []
     echoed: list[bytes] = []
 
@@ -47,11 +60,9 @@ async def test_every_message_arrives_in_order_also_when_both_sides_send_at_once(
     assert got == echoed == [b"%d" % number for number in range(count)]
     server.close()
     client.close()
-    context.term()
 
 
-async def test_what_a_send_has_noticed_does_not_lie_unread(endpoint: str) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_what_a_send_has_noticed_does_not_lie_unread(context: Context, endpoint: str) -> None:
     got: list[list[bytes]] = []
     bare = bound(context, zmq.ROUTER, endpoint)
     server = Channel(bare, got.append)
@@ -69,11 +80,9 @@ async def test_what_a_send_has_noticed_does_not_lie_unread(endpoint: str) -> Non
         await until(got, number)
     server.close()
     client.close(0)
-    context.term()
 
 
-async def test_a_socket_that_only_sends_needs_no_reader(endpoint: str) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_a_socket_that_only_sends_needs_no_reader(context: Context, endpoint: str) -> None:
     got: list[list[bytes]] = []
     publisher = Channel(bound(context, zmq.PUB, endpoint), None)
     subscriber = Channel(connected(context, zmq.SUB, endpoint, {zmq.SUBSCRIBE: b"a"}), got.append)
@@ -85,39 +94,33 @@ async def test_a_socket_that_only_sends_needs_no_reader(endpoint: str) -> None:
     assert all(parts == [b"a", b"1"] for parts in got)
     publisher.close()
     subscriber.close()
-    context.term()
 
 
-async def test_a_router_says_when_it_does_not_know_the_peer(endpoint: str) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_a_router_says_when_it_does_not_know_the_peer(context: Context, endpoint: str) -> None:
     router = Channel(bound(context, zmq.ROUTER, endpoint, {zmq.ROUTER_MANDATORY: 1}), lambda _: None)
     assert not router.send([b"nobody", b"x"])
     router.close()
     assert not router.send([b"nobody", b"x"]), "a closed channel takes nothing"
     router.close()
-    context.term()
 
 
-async def test_an_endpoint_is_not_taken_from_whoever_has_it(endpoint: str, tmp_path: Path) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_an_endpoint_is_not_taken_from_whoever_has_it(context: Context, endpoint: str, tmp_path: Path) -> None:
     assert not is_listened_on(tmp_path / "s")
     first = bound(context, zmq.ROUTER, endpoint)
     with pytest.raises(EndpointInUse, match="GALVANIC_RUN_DIR"):
         bound(context, zmq.ROUTER, endpoint)
     first.close(0)
-    context.term()
+    context.term()  # only now the path is given up
     # What a process that was killed leaves behind.
     with socket.socket(socket.AF_UNIX) as dead:
         (tmp_path / "s").unlink(missing_ok=True)
         dead.bind(str(tmp_path / "s"))
     assert (tmp_path / "s").exists()
-    context = zmq.Context()
-    bound(context, zmq.ROUTER, endpoint).close(0)
-    context.term()
+    with zmq.Context() as later:
+        bound(later, zmq.ROUTER, endpoint).close(0)
 
 
-async def test_a_turn_ends_when_nothing_waits_or_it_was_much(endpoint: str) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+async def test_a_turn_ends_when_nothing_waits_or_it_was_much(context: Context, endpoint: str) -> None:
     events: list[bytes] = []
     sender = Channel(bound(context, zmq.PUSH, endpoint), None)
     receiver = Channel(
@@ -138,4 +141,3 @@ async def test_a_turn_ends_when_nothing_waits_or_it_was_much(endpoint: str) -> N
     assert events[events.index(b"x" * 1000) :] == [b"x" * 1000, b"turn"] * 3
     sender.close()
     receiver.close()
-    context.term()
