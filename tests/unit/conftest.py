@@ -12,21 +12,23 @@ from common.shapelog.reader import ShapeReader
 
 
 @pytest.fixture(autouse=True)
-def _files_of_shapes_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _files_of_shapes_are_closed() -> Iterator[None]:
     """Tests leave the shapes open that they make: over the suite, more than a thousand descriptors."""
     made: list[SyncedFile | ShapeReader] = []
 
-    def note(kind: type[SyncedFile] | type[ShapeReader]) -> None:
+    def note(patch: pytest.MonkeyPatch, kind: type[SyncedFile] | type[ShapeReader]) -> None:
         init = kind.__init__
 
         def noted(self: Any, *args: Any, **rest: Any) -> None:
             init(self, *args, **rest)
             made.append(self)
 
-        monkeypatch.setattr(kind, "__init__", noted)
+        patch.setattr(kind, "__init__", noted)
 
-    note(SyncedFile)
-    note(ShapeReader)
-    yield
+    # Not the fixture, which would then be undone after those that tests have of their own.
+    with pytest.MonkeyPatch.context() as patch:
+        note(patch, SyncedFile)
+        note(patch, ShapeReader)
+        yield
     for file in made:
         file.close()
