@@ -182,21 +182,30 @@ def special_value(match: re.Match[str], nan: Any, infinity: Any) -> Any:
     return -infinity if sign == "-" else infinity
 
 
+_FLOAT4_MAX: Final = 2.0**128 - 2.0**104
+_FLOAT4_MAX_BITS: Final = 0x7F7F_FFFF
+_FLOAT4_OVERFLOW: Final = 2**128 - 2**103
+"""From halfway to what the next float4 would be, a number is too large."""
+
+
 def nearest_float4(exact: Fraction | int) -> float:
     """The float4 nearest to a number, ties to even. Raises EvaluationError if there is none."""
-    try:
-        value = float(exact)
-        result = float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        raise EvaluationError("value out of range: overflow") from None
+    if abs(exact) >= _FLOAT4_OVERFLOW:
+        raise EvaluationError("value out of range: overflow")
+    value = float(exact)
+    if abs(value) > _FLOAT4_MAX:
+        return math.copysign(_FLOAT4_MAX, value)
+    result = float(struct.unpack("<f", struct.pack("<f", value))[0])
     if value == result or Fraction(value) == exact:
         return result
     # The way over float8 rounded twice, which matters only if the first result is halfway between two float4.
-    (bits,) = struct.unpack("<i", struct.pack("<f", result))
+    (bits,) = struct.unpack("<I", struct.pack("<f", abs(result)))
+    wanted = abs(exact)
     for neighbour_bits in (bits - 1, bits + 1):
-        (neighbour,) = struct.unpack("<f", struct.pack("<i", neighbour_bits))
-        if abs(Fraction(neighbour) - exact) < abs(Fraction(result) - exact):
-            return float(neighbour)
+        if 0 <= neighbour_bits <= _FLOAT4_MAX_BITS:
+            (neighbour,) = struct.unpack("<f", struct.pack("<I", neighbour_bits))
+            if abs(Fraction(neighbour) - wanted) < abs(Fraction(abs(result)) - wanted):
+                return math.copysign(neighbour, value)
     return result
 
 

@@ -150,8 +150,9 @@ class _Reader:
             return syntax.Literal(at, "integer", str(content["ival"].get("ival", 0)))
         if "fval" in content:
             text = content["fval"]["fval"]
-            # Integers beyond int4 come as text too. Only they may be in another base.
-            whole = "x" in text.lower() or text.lstrip("-").replace("_", "").isdecimal()
+            # Integers beyond int4 come as text too, with their sign. Only they may be in another base.
+            digits = text.lstrip("-").replace("_", "")
+            whole = digits.isdecimal() or digits[:2].lower() in ("0x", "0o", "0b")
             return syntax.Literal(at, "integer" if whole else "decimal", text)
         if "sval" in content:
             return syntax.Literal(at, "string", content["sval"].get("sval", ""))

@@ -117,6 +117,12 @@ def test_casts(oracle: Oracle, source: Type, target: Type) -> None:
         make = lambda random: str(random.randrange(-(1 << 63), 1 << 63) >> random.randrange(60))  # noqa: E731
     texts = [make(random) for _ in range(COUNT)]
     texts += [f"{n}.5" for n in range(-5, 6)] if source is not INT8 else ["32767", "-32769", "16777217", "33554435"]
+    if source is NUMERIC:
+        # Around the ends of float4, also where the way over float8 would round twice.
+        ends = ["1e-50", "1e-46", "7.0064923216240854e-46", "7.0064923216240853e-46", "1.1754943e-38"]
+        largest, halfway = 2**128 - 2**104, 2**128 - 2**103
+        ends += [f"{number}" for number in (largest - 1, largest, largest + 1, halfway - 1, halfway, halfway + 1)]
+        texts += [sign + text for text in ends for sign in ("", "-")]
     texts = [text for text in texts if source is not FLOAT4 or 1e-30 < abs(float(text)) < 1e30]
     cast = find(source, target)
     assert cast is not None
