@@ -1,7 +1,8 @@
 """Regular expressions (``~`` and its kin) by RE2, which takes linear time for any pattern.
 
 Only what Postgres' ARE and RE2 mean alike is let through; each pattern is read and written anew, so nothing reaches RE2
-that was not understood here. Classes and case are those of ASCII, as with collation "C", under which our SQL runs them.
+that was not understood here. Classes and case are those of ASCII, as with collation "C", under which our SQL runs them;
+letters beyond ASCII have no place in a pattern without regard to case.
 """
 
 from __future__ import annotations
@@ -176,9 +177,16 @@ class _Translator:
         return f"(?:{inner})"
 
     def _literal(self, character: str) -> str:
-        if self._caseless and character.isascii() and character.isalpha():
-            return f"[{character.lower()}{character.upper()}]"
+        if self._caseless:
+            self._refuse_foreign_case(character, character)
+            if character.isascii() and character.isalpha():
+                return f"[{character.lower()}{character.upper()}]"
         return character if character.isalnum() or not character.isascii() else f"\\x{ord(character):02x}"
+
+    def _refuse_foreign_case(self, low: str, high: str) -> None:
+        """Databases differ in which letters beyond ASCII have a case; ``~`` means the same in all of them."""
+        if not high.isascii() and (low != high or high.lower() != high or high.upper() != high):
+            raise _Refused("letters beyond ASCII without regard to case; use ~ and name both, as in [éÉ]")
 
     def _escape(self) -> str:
         character = self._take()
@@ -203,6 +211,8 @@ class _Translator:
             character = self._take()
             if character == "]" and not first:
                 break
+            if character == "-" and not first and self._peek() != "]":
+                raise _Refused("a range in brackets")
             first = False
             if character == "[" and self._peek() in (":", ".", "="):
                 ranges.append(self._named_class())
@@ -239,6 +249,7 @@ class _Translator:
         span = f"\\x{{{ord(low):x}}}-\\x{{{ord(high):x}}}"
         if not self._caseless:
             return span
+        self._refuse_foreign_case(low, high)
         for shift, first, last in ((-32, "a", "z"), (32, "A", "Z")):
             begin, end = max(ord(low), ord(first)), min(ord(high), ord(last))
             if begin <= end:
