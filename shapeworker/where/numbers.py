@@ -190,7 +190,7 @@ _FLOAT4_OVERFLOW: Final = 2**128 - 2**103
 
 def nearest_float4(exact: Fraction | int) -> float:
     """The float4 nearest to a number, ties to even. Raises EvaluationError if there is none."""
-    if abs(exact) >= _FLOAT4_OVERFLOW:
+    if not -_FLOAT4_OVERFLOW < exact < _FLOAT4_OVERFLOW:
         raise EvaluationError("value out of range: overflow")
     value = float(exact)
     if abs(value) > _FLOAT4_MAX:
@@ -200,7 +200,7 @@ def nearest_float4(exact: Fraction | int) -> float:
         return result
     # The way over float8 rounded twice, which matters only if the first result is halfway between two float4.
     (bits,) = struct.unpack("<I", struct.pack("<f", abs(result)))
-    wanted = abs(exact)
+    wanted = abs(Fraction(exact))
     for neighbour_bits in (bits - 1, bits + 1):
         if 0 <= neighbour_bits <= _FLOAT4_MAX_BITS:
             (neighbour,) = struct.unpack("<f", struct.pack("<I", neighbour_bits))

@@ -26,6 +26,7 @@ CORNERS = {
         f8 IS DISTINCT FROM 'NaN'
         b IS NOT TRUE AND c IS NOT UNKNOWN
         (i4 IN (1)) = true
+        NOT ((NULL OR 1 / i4 = 7) AND b)
         CASE i4 WHEN 1 THEN b WHEN 2 THEN c END
         CASE WHEN i4 = 0 THEN true ELSE 10 / i4 > 1 END
         COALESCE(i4, 1) = 1 AND NULLIF(i4, 1) IS NULL

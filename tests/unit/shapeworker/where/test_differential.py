@@ -47,8 +47,14 @@ def agree(filter_: Filter, row_: list[bytes | None], client: str, snapshot: str)
         client = snapshot
     if client.startswith("error"):
         # AND ends at the first operand that is not true, Postgres at the first that is false: so where it fails over
-        # the next one, the row may be out of the shape here. It must not be in.
-        return member is not True and (snapshot.startswith("error") or snapshot != "=true")
+        # the next one, the row may be out of the shape here, or in below NOT. What is calculated in full must fail.
+        if member is True:
+            try:
+                value_program(filter_.tree).bound(constant_value)(row_)
+            except EvaluationError:
+                return snapshot.startswith("error")
+            return False
+        return snapshot.startswith("error") or snapshot != "=true"
     try:
         value = shown(value_program(filter_.tree).bound(constant_value)(row_))
     except EvaluationError as error:

@@ -46,7 +46,7 @@ def test_any_pattern(oracle: Oracle, operator: str) -> None:
 @pytest.mark.parametrize("pattern", ["é", "[éÉ]", "[^é]", "[a-é]", "[€-₭]", "ǅ"])
 def test_letters_beyond_ascii_have_no_case_of_their_own(pattern: str) -> None:
     """Databases differ in it, so it is refused rather than taken for nothing."""
-    assert matcher(pattern)
+    matcher(pattern)
     with pytest.raises(EvaluationError, match="beyond ASCII"):
         caseless_matcher(pattern)
     assert caseless_matcher("日[€]")("日€")
