@@ -44,7 +44,7 @@ _NO_INTERVAL_PRECISION = 0xFFFF
 class TypeFacts(msgspec.Struct, frozen=True, array_like=True):
     """A type as its values are understood: ``kind`` is pg_type.typtype, or ``a`` for a true array.
 
-    ``labels`` are those of an enum, in its order.
+    ``labels`` are those of an enum, in its order, or number and type of each attribute of a composite type.
     """
 
     schema: str
@@ -62,6 +62,7 @@ class Column(msgspec.Struct, frozen=True):
 
     ``types`` is the column's type, then what it is made of: below a domain its base, below an array its elements, and
     so on. It and ``deterministic`` (of the collation) are what filters need; shapes of older versions have neither.
+    ``written`` is the transaction that last wrote the column's row of the catalog; 0 in shapes of older versions.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Column(msgspec.Struct, frozen=True):
     dims: int
     types: tuple[TypeFacts, ...] = ()
     deterministic: bool = True
+    written: int = 0
 
     @property
     def is_boolean(self) -> bool:
@@ -91,7 +93,8 @@ class Column(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True):
     """A table as of one moment. ``kind`` is ``r`` or ``p`` (partitioned), ``columns`` are in attribute order.
 
-    ``persistence`` is ``p``, ``u`` (unlogged) or ``t`` (temporary); only ``p`` can be replicated.
+    ``persistence`` is ``p``, ``u`` (unlogged) or ``t`` (temporary); only ``p`` can be replicated. ``file`` stands for
+    the file that holds the rows, or those of all leaves: another one says that they were all written anew.
     """
 
     oid: int
@@ -100,6 +103,7 @@ class Table(msgspec.Struct, frozen=True):
     kind: str
     persistence: str
     columns: tuple[Column, ...]
+    file: int = 0
 
     @property
     def is_replicable(self) -> bool:
@@ -115,13 +119,21 @@ _QUERY = """
 SELECT pg_catalog.json_build_object(
   'oid', c.oid::pg_catalog.int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
   'persistence', c.relpersistence,
+  'file', CASE c.relkind WHEN 'r' THEN c.relfilenode::pg_catalog.int8 ELSE (
+    WITH RECURSIVE tree(oid) AS (
+      SELECT c.oid
+      UNION ALL
+      SELECT down.inhrelid FROM tree JOIN pg_catalog.pg_inherits down ON down.inhparent = tree.oid)
+    SELECT pg_catalog.sum(leaf.relfilenode::pg_catalog.int8)::pg_catalog.int8
+    FROM tree JOIN pg_catalog.pg_class leaf ON leaf.oid = tree.oid) END,
   'columns', pg_catalog.json_agg(pg_catalog.json_build_object(
     'name', a.attname, 'attnum', a.attnum,
     'type_oid', a.atttypid::pg_catalog.int8, 'type_name', COALESCE(element.typname, t.typname),
     'type_mod', a.atttypmod, 'base_oid', base.oid::pg_catalog.int8,
     'not_null', a.attnotnull, 'key_index', key.place, 'generated', a.attgenerated,
     'dims', CASE WHEN element.oid IS NULL THEN 0 ELSE GREATEST(a.attndims, 1) END,
-    'types', made.types, 'deterministic', COALESCE(letters.collisdeterministic, true)
+    'types', made.types, 'deterministic', COALESCE(letters.collisdeterministic, true),
+    'written', a.xmin::pg_catalog.text::pg_catalog.int8
   ) ORDER BY a.attnum))::pg_catalog.text
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -146,8 +158,13 @@ CROSS JOIN LATERAL (
     WHERE x.typtype = 'd' OR item.oid IS NOT NULL)
   SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
     space.nspname, x.typname, CASE WHEN item.oid IS NULL THEN x.typtype ELSE 'a' END,
-    (SELECT COALESCE(pg_catalog.json_agg(e.enumlabel ORDER BY e.enumsortorder), '[]')
-     FROM pg_catalog.pg_enum e WHERE e.enumtypid = x.oid)) ORDER BY level.depth) AS types
+    (SELECT COALESCE(pg_catalog.json_agg(part.label ORDER BY part.place), '[]')
+     FROM (
+       SELECT e.enumlabel::pg_catalog.text, e.enumsortorder FROM pg_catalog.pg_enum e WHERE e.enumtypid = x.oid
+       UNION ALL
+       SELECT pg_catalog.concat(m.attnum, ':', m.atttypid::pg_catalog.int8), m.attnum
+       FROM pg_catalog.pg_attribute m WHERE m.attrelid = x.typrelid AND m.attnum > 0 AND NOT m.attisdropped
+     ) AS part(label, place))) ORDER BY level.depth) AS types
   FROM level JOIN pg_catalog.pg_type x ON x.oid = level.oid
   JOIN pg_catalog.pg_namespace space ON space.oid = x.typnamespace
   LEFT JOIN pg_catalog.pg_type item ON item.oid = x.typelem AND item.typarray = x.oid) AS made
@@ -278,6 +295,8 @@ def difference(
             return f"column {name!r} has another type"
         if has[name].generated != was[name].generated:
             return f"column {name!r} is generated differently"
+        if not _read_alike(was[name].types, has[name].types):
+            return f"column {name!r} has a type whose labels or attributes were altered"
     for name in filtered:
         if (has[name].types, has[name].type_mod) != (was[name].types, was[name].type_mod):
             return f"column {name!r}, which the filter reads, has a type that was altered"
@@ -287,6 +306,35 @@ def difference(
         if _properties(has[name]) != _properties(was[name]):
             return f"column {name!r} has another modifier, nullability or name of its type"
     return None
+
+
+def rewritten(before: Table, now: Table, names: Iterable[str]) -> str | None:
+    """Why values of these columns may be others, although no change tells of it; ``None`` if they are not.
+
+    ALTER … TYPE … USING and SET EXPRESSION write the rows anew, and the column's own row in the catalog. Other commands
+    do one or the other: so the less time there is between the two descriptions, the surer this is.
+    """
+    if now.file == before.file:
+        return None
+    has = {column.name: column.written for column in now.columns}
+    was = {column.name: column.written for column in before.columns}
+    for name in names:
+        if name in has and was.get(name, 0) not in (0, has[name]):
+            return f"column {name!r} was altered and the table's rows were written anew"
+    return None
+
+
+def _read_alike(before: Iterable[TypeFacts], now: Iterable[TypeFacts]) -> bool:
+    """Whether a value that is stored reads as it did, by the types that a column's type is made of."""
+    for was, has in zip(before, now, strict=False):
+        if was.kind == "e":
+            # New labels may stand between, but those that values can have are there, in their order.
+            labels = iter(has.labels)
+            if not all(label in labels for label in was.labels):
+                return False
+        elif was.labels and was.labels != has.labels:
+            return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -34,6 +34,9 @@ CREATE TABLE {t}_low PARTITION OF {t} FOR VALUES FROM (0) TO (100);
 CREATE TABLE {t}_high PARTITION OF {t} FOR VALUES FROM (100) TO (200);
 INSERT INTO {t} (id) VALUES (1), (2), (101), (102);
 """
+MOODY: Final = (
+    "CREATE TYPE {t}_mood AS ENUM ('sad', 'happy');" + TABLE + "ALTER TABLE {t} ADD mood {t}_mood DEFAULT 'sad';"
+)
 WRITES: Final = (
     "INSERT INTO {t} (id) SELECT max(id) + 1 FROM {t}",
     "UPDATE {t} SET keep = keep || '.' WHERE id = 1",
@@ -134,6 +137,21 @@ CASES: Final = (
           "WHERE (n > 5); COMMIT", ends=(WHOLE, SOME)),
     plain("narrowed", "BEGIN; ALTER PUBLICATION {p} DROP TABLE {t}; ALTER PUBLICATION {p} ADD TABLE {t} (id); COMMIT",
           ends=(WHOLE, SOME)),
+    plain("recalculated", "ALTER TABLE {t} ALTER b TYPE varchar(10) USING upper(b)", ends=(WHOLE, SECOND),
+          lives=(SOME,)),
+    plain("tuned", "ALTER TABLE {t} ALTER b SET STATISTICS 5; ALTER TABLE {t} ALTER b SET DEFAULT 'c'",
+          lives=(WHOLE, SECOND)),
+    Case("expressed_anew", "ALTER TABLE {t} ALTER twice SET EXPRESSION AS (n * 3)",
+         ends=(WHOLE, Shape(columns=("id", "twice"))), lives=(SOME,),
+         setup=TABLE + "ALTER TABLE {t} ADD twice int GENERATED ALWAYS AS (n * 2) STORED;"),
+    Case("relabelled", "ALTER TYPE {t}_mood RENAME VALUE 'sad' TO 'blue'", ends=(WHOLE, Shape(columns=("id", "mood"))),
+         lives=(SOME,), setup=MOODY),
+    Case("one_more_label", "ALTER TYPE {t}_mood ADD VALUE 'calm' BEFORE 'happy'; "
+         "INSERT INTO {t} (id, mood) VALUES (-1, 'calm')", lives=(WHOLE, SOME), setup=MOODY),
+    Case("more_attributes", "ALTER TYPE {t}_point ADD ATTRIBUTE z int", ends=(WHOLE, Shape(columns=("id", "at"))),
+         lives=(SOME,), setup="CREATE TYPE {t}_point AS (x int, y int);" + TABLE +
+         "ALTER TABLE {t} ADD at {t}_point; UPDATE {t} SET at = ROW(id, n);"),
+    tree("root_recalculated", "ALTER TABLE {t} ALTER keep TYPE text USING upper(keep)", ends=(WHOLE, LOW, HIGH)),
     tree("leaf_added", "CREATE TABLE {t}_more PARTITION OF {t} FOR VALUES FROM (200) TO (300); "
          "INSERT INTO {t} VALUES (201)", lives=(WHOLE, LOW, HIGH)),
     tree("branch_added", "CREATE TABLE {t}_more PARTITION OF {t} FOR VALUES FROM (200) TO (300) PARTITION BY "
@@ -172,7 +190,7 @@ CASES: Final = (
 QUICK: Final = (
     "added", "not_null", "other_key", "replaced", "renamed", "truncated", "identity", "unpublished", "republished",
     "new_default", "leaf_added", "full_leaf_attached", "full_leaf_at_once", "detached", "detached_at_once",
-    "leaf_dropped", "root_renamed",
+    "leaf_dropped", "root_renamed", "recalculated", "relabelled",
 )  # fmt: skip
 """What every run of the tests sees; the others take a minute."""
 

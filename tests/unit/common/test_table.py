@@ -19,6 +19,7 @@ from common.table import (
     difference,
     key_columns,
     queryable_errors,
+    rewritten,
     schema_header,
     selection,
 )
@@ -144,6 +145,38 @@ def test_columns_that_a_filter_reads_may_only_keep_their_meaning() -> None:
     assert difference(before, table(ID, column("a", 2, types=mood, not_null=True), B), ("id",), True, ("a",)) is None
 
 
+def test_rows_that_were_written_anew_end_the_shape_only_if_a_column_of_it_was_altered() -> None:
+    before = table(ID, column("a", 2, written=700), B, file=1)
+    altered = table(ID, column("a", 2, written=701), B, file=2)
+    assert "anew" in (rewritten(before, altered, ("id", "a")) or "")
+    assert rewritten(before, altered, ("b", "id")) is None
+    assert rewritten(before, table(ID, column("a", 2, written=701), B, file=1), ("a", "id")) is None
+    assert rewritten(before, table(ID, column("a", 2, written=700), B, file=2), ("a", "id")) is None
+    # Shapes of older versions know of neither.
+    assert rewritten(table(ID, A, B), altered, ("a", "id")) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "ends"),
+    [
+        ("e", ("sad", "ok"), False),
+        ("e", ("new", "sad", "newer", "ok", "last"), False),
+        ("e", ("sad", "blue"), True),
+        ("e", ("ok", "sad"), True),
+        ("c", ("1:23", "2:25", "3:23"), True),
+        ("c", ("1:23",), True),
+        ("c", ("1:23", "2:25"), False),
+    ],
+)
+def test_values_that_are_stored_must_read_as_they_did(kind: str, labels: tuple[str, ...], ends: bool) -> None:
+    had = ("sad", "ok") if kind == "e" else ("1:23", "2:25")
+    of = TypeFacts("public", "_x", "a")
+    before = table(ID, column("a", 2, types=(of, TypeFacts("public", "x", kind, had))))
+    now = table(ID, column("a", 2, types=(of, TypeFacts("public", "x", kind, labels))))
+    assert (difference(before, now, ("a", "id"), True) is not None) is ends
+    assert difference(before, now, ("id",), True) is None
+
+
 @pytest.mark.parametrize("change", [{"not_null": True}, {"type_mod": 12}, {"type_name": "varchar"}, {"dims": 1}])
 def test_what_the_schema_header_says_may_only_change_for_columns_not_shown(change: dict[str, Any]) -> None:
     now = table(ID, column("a", 2, **change), B)
@@ -235,6 +268,42 @@ async def test_describe_tells_what_filters_need(database: str) -> None:
         "n": (TypeFacts("pg_catalog", "name", "b"),),
     }
     assert [c.name for c in found.columns if not c.deterministic] == ["c"]
+
+
+async def test_describe_tells_what_no_change_in_the_stream_does(database: str) -> None:
+    """Rows that an ALTER TABLE has written anew, and types whose stored values read differently."""
+
+    async def after(statement: str) -> tuple[int, dict[str, int], list[str]]:
+        found = await described(database, statement, "public", "t")
+        assert found is not None
+        (point,) = (facts for facts in found.columns[2].types if facts.kind == "c")
+        return found.file, {column.name: column.written for column in found.columns}, [*point.labels]
+
+    first, written, labels = await after(
+        "CREATE TYPE spot AS (x int, y text); CREATE TABLE t (id int PRIMARY KEY, n int, at spot[])"
+    )
+    assert labels == ["1:23", "2:25"]
+    second, written_2, _ = await after("VACUUM FULL t")
+    assert (second != first, written_2) == (True, written)
+    third, written_3, _ = await after("ALTER TABLE t ALTER n SET STATISTICS 5")
+    assert third == second
+    assert {name for name in written if written_3[name] != written_2[name]} == {"n"}
+    fourth, written_4, _ = await after("ALTER TABLE t ALTER n TYPE int USING n + 1")
+    assert fourth != third
+    assert written_4["n"] != written_3["n"]
+    *_, labels = await after("ALTER TYPE spot ADD ATTRIBUTE z int, DROP ATTRIBUTE x")
+    assert labels == ["2:25", "3:23"]
+
+
+async def test_describe_of_a_root_sees_leaves_that_are_written_anew(database: str) -> None:
+    root = "CREATE TABLE r (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+    leaves = "CREATE TABLE low PARTITION OF r FOR VALUES FROM (0) TO (9) PARTITION BY RANGE (id);"
+    leaf = "CREATE TABLE leaf PARTITION OF low FOR VALUES FROM (0) TO (5)"
+    first = await described(database, root + leaves + leaf, "public", "r")
+    second = await described(database, "VACUUM FULL leaf", "public", "r")
+    assert first is not None
+    assert second is not None
+    assert first.file != second.file
 
 
 async def test_describe_finds_only_tables(database: str) -> None:

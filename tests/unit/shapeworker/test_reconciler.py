@@ -30,15 +30,31 @@ def shape(handle: str, columns: tuple[str, ...] | None = None, table: Table = TA
 def test_shapes_that_do_not_fit_their_table_are_found_by_what_they_show() -> None:
     whole, part = shape("1-1"), shape("1-2", ("id",))
     required = msgspec.structs.replace(TABLE, columns=(ID, msgspec.structs.replace(V, not_null=True)))
-    assert misfits([whole, part], {7: TABLE}) == []
-    assert [found for found, _ in misfits([whole, part], {7: required})] == [whole]
-    assert misfits([whole, part], {}) == [(whole, "the table is gone"), (part, "the table is gone")]
+    assert misfits([whole, part], {7: TABLE}, {}) == []
+    assert [found for found, _ in misfits([whole, part], {7: required}, {})] == [whole]
+    assert misfits([whole, part], {}, {}) == [(whole, "the table is gone"), (part, "the table is gone")]
     filtered = shape("1-3", ("id",))
     filtered.filter = make_filter(ShapeRequest(schema="public", table="t", where="v = 'a'"), TABLE)
     longer = msgspec.structs.replace(TABLE, columns=(ID, msgspec.structs.replace(V, type_mod=9)))
-    assert [found for found, _ in misfits([part, filtered], {7: longer})] == [filtered]
+    assert [found for found, _ in misfits([part, filtered], {7: longer}, {})] == [filtered]
     renamed = msgspec.structs.replace(TABLE, name="u")
-    assert misfits([part], {7: renamed}) == [(part, "the table was renamed")]
+    assert misfits([part], {7: renamed}, {}) == [(part, "the table was renamed")]
+
+
+def test_rows_that_were_written_anew_end_shapes_only_with_a_column_that_was_altered_since_the_last_look() -> None:
+    def described(file: int, written: int) -> Table:
+        return msgspec.structs.replace(TABLE, file=file, columns=(ID, msgspec.structs.replace(V, written=written)))
+
+    whole, part = shape("1-1", table=described(1, 700)), shape("1-2", ("id",), described(1, 700))
+    # VACUUM FULL, then SET STATISTICS, with a look between them; then ALTER … USING.
+    assert misfits([whole], {7: described(2, 700)}, {}) == []
+    assert misfits([whole], {7: described(2, 701)}, {7: described(2, 700)}) == []
+    found = misfits([whole, part], {7: described(3, 702)}, {7: described(2, 701)})
+    assert found == [(whole, "column 'v' was altered and the table's rows were written anew")]
+    # A shape that was made after the ALTER, between two looks; and a first look.
+    late = shape("1-3", table=described(3, 702))
+    assert misfits([late], {7: described(3, 702)}, {7: described(2, 701)}) == []
+    assert misfits([whole], {7: described(3, 702)}, {}) == found
 
 
 def test_a_gap_ends_shapes_whose_snapshot_is_older_and_no_others() -> None:
