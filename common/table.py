@@ -95,6 +95,7 @@ class Table(msgspec.Struct, frozen=True):
 
     ``persistence`` is ``p``, ``u`` (unlogged) or ``t`` (temporary); only ``p`` can be replicated. ``file`` stands for
     the file that holds the rows, or those of all leaves: another one says that they were all written anew.
+    ``deferrable``: the primary key holds at the end of a statement or transaction only.
     """
 
     oid: int
@@ -104,6 +105,7 @@ class Table(msgspec.Struct, frozen=True):
     persistence: str
     columns: tuple[Column, ...]
     file: int = 0
+    deferrable: bool = False
 
     @property
     def is_replicable(self) -> bool:
@@ -118,7 +120,7 @@ class Table(msgspec.Struct, frozen=True):
 _QUERY = """
 SELECT pg_catalog.json_build_object(
   'oid', c.oid::pg_catalog.int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
-  'persistence', c.relpersistence,
+  'persistence', c.relpersistence, 'deferrable', COALESCE(pg_catalog.bool_or(NOT i.indimmediate), false),
   'file', CASE c.relkind WHEN 'r' THEN c.relfilenode::pg_catalog.int8 ELSE (
     WITH RECURSIVE tree(oid) AS (
       SELECT c.oid
@@ -281,7 +283,7 @@ def difference(
         return "the table was renamed"
     if now.kind != before.kind or now.persistence != before.persistence:
         return "the table is of another kind"
-    if key_columns(now) != key_columns(before):
+    if key_columns(now) != key_columns(before) or now.deferrable > before.deferrable:
         return "the primary key changed"
     if not explicit and {c.name for c in now.columns} != {c.name for c in before.columns}:
         return "a column was added, dropped or renamed"

@@ -19,6 +19,7 @@ from common.shapelog.layout import DamagedLog
 from common.shortage import is_shortage
 from shapeworker.audience import Audience, Reading, View
 from shapeworker.change import Change
+from shapeworker.deferred_keys import RETAKEN, TakenKeys
 from shapeworker.delivered import Delivered
 from shapeworker.projection import Projection, transaction_headers
 from shapeworker.shape import Life, Shape
@@ -108,6 +109,7 @@ class Applier:
         # Those that have passed and were not told yet: commit LSN, and when that was.
         self._passed: list[tuple[int, int]] = []
         self._holding: set[Shape] = set()
+        self._taken_keys = TakenKeys()
         self._spill_bytes = SPILL_BYTES
         self._lsn = 0
         self._xid = 0
@@ -176,6 +178,7 @@ class Applier:
         elif kind == BEGIN:
             self._lsn, self._xid, self._begun_us = parse_begin(payload)
             self._serial += 1
+            self._taken_keys.clear()
             if not self._unwritten:
                 self._spill_bytes = SPILL_BYTES
             self._headers = transaction_headers(self._lsn, self._xid)
@@ -237,6 +240,17 @@ class Applier:
                     self._put(view, view.shapes, change.op, lines)
             if reading.audience.router:
                 self._route(change, reading)
+            if reading.deferred_key:
+                self._watch_key(change, reading)
+
+    def _watch_key(self, change: Change, reading: Reading) -> None:
+        try:
+            old, new = change.decoded()
+        except IncompleteRow:
+            # It ends the shapes anyway.
+            return
+        if self._taken_keys.is_retaken(reading.audience.table.oid, reading.deferred_key, old, new):
+            self._obstruct_all(reading.audience, RETAKEN)
 
     def _put(self, key: View | tuple[Shape, ...], shapes: Iterable[Shape], op: int, lines: tuple[bytes, ...]) -> None:
         batch = self._batches.get(key)

@@ -16,6 +16,7 @@ import structlog
 from common.pgoutput import Relation, Row
 from common.shape import Replica
 from common.table import Table
+from shapeworker.deferred_keys import places_of_key
 from shapeworker.projection import Projection, SchemaChanged, check_columns
 from shapeworker.routing.router import Router
 from shapeworker.shape import Shape
@@ -119,6 +120,7 @@ class Reading:
         """Views without a filter."""
         self.changed: list[tuple[View, str]] = []
         """Views that the relation does not fit any more, and why."""
+        self.deferred_key = places_of_key(relation, audience.table)
         self._relation = relation
         self._projections: dict[Output, Projection | SchemaChanged] = {}
         self._shown: dict[View, Projection] = {}

@@ -122,6 +122,31 @@ async def test_changes_of_a_table_end_only_the_shapes_they_concern(
     await compare(database, [again, other, marker, *rest])
 
 
+async def test_keys_that_two_rows_have_for_a_while(
+    database: str, connection: psycopg.AsyncConnection, start_stack: StartStack
+) -> None:
+    """A DEFERRABLE primary key lets rows move over each other; what cannot be told in changes ends the shapes."""
+    await connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text);"
+        "INSERT INTO t SELECT i, 'row ' || i FROM generate_series(1, 5) i"
+    )
+    stack = await start_stack(database)
+    readers = await followed(stack, "t", mortal=("t",))
+    part = Reader(stack.url, "t", where="v <> 'row 2'")
+    part.may_end = True
+    part.start()
+    await part.current()
+    await connection.execute("UPDATE t SET v = v || '!' WHERE id = 5")
+    await connection.execute("UPDATE t SET id = id + 10 WHERE id = 4")
+    await compare(database, readers)
+    assert not readers[0].view.ended
+    again = await followed(stack, "t", mortal=("t",))
+    await connection.execute("UPDATE t SET id = id + 1")
+    await ended(again[0])
+    last = await followed(stack, "t")
+    await compare(database, [part, *again[1:], *last])
+
+
 async def test_stored_generated_columns_and_untouched_toast(
     database: str, connection: psycopg.AsyncConnection, start_stack: StartStack
 ) -> None:

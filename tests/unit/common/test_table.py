@@ -111,6 +111,7 @@ def test_difference_sees_what_ends_a_shape() -> None:
         (table(column("id", key_index=None), column("a", 2, key_index=0), B), "primary key"),
         (table(ID, other_type, B), "another type"),
         (table(ID, A, column("b", 3, generated="s")), "generated"),
+        (table(ID, A, B, deferrable=True), "primary key"),
         (table(ID, A), "dropped"),
         (table(ID, A, B, column("c", 4)), "added"),
     ]
@@ -293,6 +294,15 @@ async def test_describe_tells_what_no_change_in_the_stream_does(database: str) -
     assert written_4["n"] != written_3["n"]
     *_, labels = await after("ALTER TYPE spot ADD ATTRIBUTE z int, DROP ATTRIBUTE x")
     assert labels == ["2:25", "3:23"]
+
+
+@pytest.mark.parametrize(
+    ("key", "deferrable"), [("PRIMARY KEY", False), ("PRIMARY KEY DEFERRABLE", True), ("UNIQUE DEFERRABLE", False)]
+)
+async def test_describe_tells_a_deferrable_key(database: str, key: str, deferrable: bool) -> None:
+    found = await described(database, f"CREATE TABLE t (id int {key}, v text)", "public", "t")
+    assert found is not None
+    assert found.deferrable is deferrable
 
 
 async def test_describe_of_a_root_sees_leaves_that_are_written_anew(database: str) -> None:

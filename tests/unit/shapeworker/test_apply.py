@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from common.shapelog.writer import LogWriter
 from common.table import Column, Table
 from common.xid import Snapshot
 from shapeworker.apply import Applier
+from shapeworker.deferred_keys import RETAKEN
 from shapeworker.shape import Life, Obstructed, Shape
 from tests.unit import pgoutput_messages as build
 
@@ -268,6 +270,59 @@ def test_shapes_of_one_view_get_the_same_bytes_and_others_their_own(tmp_path: Pa
     assert (first.directory / "log.json").read_bytes() == (second.directory / "log.json").read_bytes()
     assert "old_value" not in entries(first)[0]
     assert entries(full)[0]["old_value"] == {"v": "a"}
+
+
+INSERT_1, INSERT_2 = (build.insert(OID, [key, b"new"]) for key in (b"1", b"2"))
+DELETE_1 = build.delete(OID, [b"1", b"old"])
+MOVE = build.update(OID, [b"1", b"a"], [b"2", b"a"])
+MOVE_ON = build.update(OID, [b"2", b"b"], [b"3", b"b"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ([MOVE, MOVE_ON], True),
+        ([MOVE, build.delete(OID, [b"2", b"b"])], True),
+        ([INSERT_2, MOVE_ON], True),
+        ([MOVE_ON, MOVE], False),
+        ([DELETE_1, INSERT_1], False),
+        ([build.update(OID, [b"1", b"b"], [b"1", b"a"]), DELETE_1], False),
+        ([INSERT_1, INSERT_2], False),
+    ],
+)
+def test_two_rows_under_one_deferrable_key_end_the_shape(tmp_path: Path, changes: list[bytes], ends: bool) -> None:
+    """A client that applied the changes one by one would delete the row that has just come."""
+    table = msgspec.structs.replace(TABLE, deferrable=True)
+    for deferrable in (True, False):
+        shape = make_shape(tmp_path, table=table if deferrable else TABLE)
+        shape.snapshot_taken(EMPTY, 0)
+        shape.life = Life.ACTIVE
+        events = Recorder()
+        applier = Applier(events, reopen, {0})
+        applier.add(shape)
+        feed(applier, relation(), transaction(1000, 7, changes))
+        assert events.endings == [RETAKEN] * (ends and deferrable)
+        if not events.endings:
+            # What one transaction has taken is the next one's to give up.
+            feed(applier, transaction(2000, 8, [build.delete(OID, [b"2", b"x"]), DELETE_1]))
+            assert events.endings == []
+
+
+def test_a_transaction_with_too_many_deferrable_keys_may_only_insert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shapeworker.deferred_keys.KEPT", 3)
+    shape = make_shape(tmp_path, table=msgspec.structs.replace(TABLE, deferrable=True))
+    shape.snapshot_taken(EMPTY, 0)
+    shape.life = Life.ACTIVE
+    events = Recorder()
+    applier = Applier(events, reopen, {0})
+    applier.add(shape)
+    many = [build.insert(OID, [b"%d" % number, b""]) for number in range(10)]
+    feed(applier, relation(), transaction(1000, 7, many))
+    assert events.endings == []
+    feed(applier, transaction(2000, 8, [*many, build.delete(OID, [b"100", b""])]))
+    assert events.endings == [RETAKEN]
 
 
 def test_truncate_ends_the_shapes_of_the_table_unless_the_snapshot_shows_it(tmp_path: Path) -> None:
