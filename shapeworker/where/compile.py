@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from shapeworker.where import arrays, evaluation, tree
+from shapeworker.where.errors import InvalidWhere
 from shapeworker.where.program import Prepare, Program, Slot, factory_of
 from shapeworker.where.tree import is_constant, never_null, unlabelled
 from shapeworker.where.types import BOOL, INTEGERS, STRINGS, Type, same_texts
@@ -23,12 +24,15 @@ _INLINE: Final = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": "
 _DEPTH: Final = 12
 """How deep one Python expression may nest; what is deeper becomes a function of its own."""
 
+MAX_CODE: Final = 700_000
+"""Characters. Python takes 130 bytes for each while it compiles them."""
+
 _ALL_PATTERNS: Final = ("~~", "!~~", "~~*", "!~~*")
 """Operators that take any text as their pattern."""
 
 
 def predicate_program(expression: tree.Expression) -> Program:
-    """Code that says whether a boolean expression is true for a row."""
+    """Code that says whether a boolean expression is true for a row. Raises InvalidWhere if it gets too long."""
     generator = _Generator()
     return generator.program(generator.true(expression))
 
@@ -74,6 +78,8 @@ class _Generator:
             lines += ["  " + line for line in function.splitlines()]
         lines += ["  def predicate(row):", f"    return {result}", "  return predicate", ""]
         source = "\n".join(lines)
+        if len(source) > MAX_CODE:
+            raise InvalidWhere("the where clause has too many terms that are not constants")
         return Program(factory_of(source), tuple(self._slots), source)
 
     # ------------------------------------------------------------------------------------------------ names

@@ -150,6 +150,20 @@ def test_huge_and_strange(text: str) -> None:
     answered(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "COALESCE(" + ",".join(["t"] * 29_900) + ") = 'a'",
+        "i4 IN (" + ",".join(["j4"] * 20_000) + ")",
+        "(" + " AND ".join(["(b OR c)"] * 5_000) + ") = c",
+    ],
+    ids=["coalesce", "in", "and"],
+)
+def test_code_that_would_take_hundreds_of_megabytes_to_compile_is_not_compiled(text: str) -> None:
+    assert len(text) < MAX_BYTES
+    assert "too many terms" in str(answered(text))
+
+
 def test_shared_operands_do_not_explode() -> None:
     text = "i4"
     for _ in range(25):
