@@ -46,7 +46,8 @@ _ROUTES: Final[Mapping[tuple[str, ...], Route]] = {
     ("openapi.json",): "openapi",
 }
 _SHAPE_METHODS: Final = frozenset(SHAPE_METHODS.split(", "))
-_ALLOWED_HEADERS: Final = frozenset({"if-none-match", "traceparent"})
+_ALLOWED_HEADERS: Final = frozenset({"content-type", "if-none-match", "traceparent"})
+"""The official client sends a subset's POST as JSON, which a browser asks leave for."""
 
 _HEALTH_FIELDS: Final = {**response.JSON, "cache-control": "no-cache, no-store, must-revalidate"}
 

@@ -84,8 +84,11 @@ def _head(status: int, fields: Mapping[str, str]) -> bytes:
 
 
 def uncached(answer: Answer) -> Answer:
-    """The same as the answer to a POST: whatever a GET would let caches do (http-api.md 21, row 2)."""
-    if "cache-control" not in answer.fields:
+    """The same as the answer to a POST: whatever a GET would let caches do (http-api.md 21, row 2).
+
+    One that is made for a POST stays as it is: a refusal of admission keeps its surrogate-control.
+    """
+    if answer.fields.get("cache-control", "no-cache") == "no-cache":
         return answer
     fields = {name: value for name, value in answer.fields.items() if name != "surrogate-control"}
     return Answer(answer.status, fields | NO_CACHE, answer.body, streamed=answer.streamed)

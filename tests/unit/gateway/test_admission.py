@@ -149,6 +149,9 @@ async def test_waiting_clients_and_new_ones_do_not_keep_each_other_out(crowded: 
         "code": "concurrent_request_limit_exceeded",
         "message": "Concurrent existing request limit exceeded (limit: 1), please retry",
     }
+    posted = await crowded.ask(f"/v1/shape?table=items&offset=0_inf&handle={shape.handle}&secret=s3", "POST")
+    assert (posted.status, posted.items["code"]) == (503, "concurrent_request_limit_exceeded")
+    assert (posted.headers["cache-control"], posted.headers["surrogate-control"]) == ("no-cache", "no-store")
     # The offset plays no part: whoever names a living handle follows a shape.
     assert (await crowded.get(f"offset=-1&handle={shape.handle}&secret=s3")).status == 503
     assert (await crowded.get("offset=-1&secret=s3")).status == 200

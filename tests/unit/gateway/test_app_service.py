@@ -144,6 +144,8 @@ async def test_preflight(world: Cluster) -> None:
         ("If-None-Match", "If-None-Match"),
         ("x-foo, authorization", None),
         ("x-foo, traceparent,IF-NONE-MATCH", "traceparent, IF-NONE-MATCH"),
+        # What a browser asks before the official client's POST of a subset.
+        ("content-type", "content-type"),
     ):
         headers = f"Origin: https://cook.app\r\nAccess-Control-Request-Headers: {asked}\r\n"
         answer = await world.ask("/v1/shape?table=items", "OPTIONS", headers)
