@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.pipeline.launched import Launched, galvanic
+from tests.pipeline.launched import ROOT, Launched, galvanic
 from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -43,6 +46,19 @@ def fetch(url: str) -> list[dict[str, object]]:
     with urllib.request.urlopen(url, timeout=60) as answer:
         assert answer.status == 200
         return list(json.load(answer))
+
+
+def readme_commands() -> list[list[str]]:
+    """What a newcomer is told to try at the sample table, as arguments; all that has nothing to be filled in."""
+    lines = re.findall(r"^(?:curl|\.venv/bin/galvanic) .*\bitems\b.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    return [shlex.split(line) for line in lines if "HANDLE" not in line]
+
+
+def requested(curl: list[str], port: str) -> str:
+    """The URL that curl would ask for, at this port."""
+    (url,) = [argument for argument in curl if argument.startswith("http://localhost:3000/")]
+    parameters = dict(after.split("=", 1) for option, after in pairwise(curl) if option == "--data-urlencode")
+    return f"{url}&{urllib.parse.urlencode(parameters)}".replace("localhost:3000", f"localhost:{port}")
 
 
 def stopped(launched: Launched, signum: signal.Signals) -> None:
@@ -81,6 +97,20 @@ def test_from_nothing_to_changes_and_away(started: Launched, tmp_path: Path) -> 
             assert time.monotonic() < deadline, started.descendants()
             time.sleep(0.1)
     stopped(started, signal.SIGINT)
+
+
+def test_what_the_readme_says_works(started: Launched, tmp_path: Path) -> None:
+    port = printed_url(started, "first sync:").split(":")[2].partition("/")[0]
+    programs = []
+    for command in readme_commands():
+        programs.append(Path(command[0]).name)
+        if programs[-1] == "curl":
+            assert fetch(requested(command, port))
+        else:
+            environment = {"PYTHONPATH": str(ROOT), "ELECTRIC_PORT": port}
+            with Launched([sys.executable, "-m", "deploy", *command[1:]], tmp_path, environment) as explained:
+                assert explained.wait() == 0, explained.output
+    assert programs == ["curl", "curl", "galvanic"]
 
 
 def test_nothing_outlives_a_killed_start(started: Launched) -> None:
