@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Final
 
 import structlog
@@ -115,7 +116,7 @@ class Creator:
         """
         shape = self._holdings.by_request(request)
         if shape is not None:
-            if shape.started is not None:  # there is nothing to wait for with one that was found on the disk
+            if shape.started is not None:  # there is nothing to wait for with one that is complete
                 await asyncio.shield(shape.started)
             return shape
         task = self._under_way.get(request)
@@ -239,8 +240,15 @@ class Creator:
         self._applier.add(shape)
         shape.building = loop.create_task(self._build(shape, definition.version))
         self._building.add(shape.building)
-        shape.building.add_done_callback(self._building.discard)
+        shape.building.add_done_callback(partial(self._built, shape))
         return shape
+
+    def _built(self, shape: Shape, building: asyncio.Task[None]) -> None:
+        """Let go of what the shape was built with, if it has come to be: there may be very many."""
+        self._building.discard(building)
+        shape.building = None
+        if shape.life is Life.ACTIVE:
+            shape.started = None
 
     async def _build(self, shape: Shape, version: str) -> None:
         """From the subscription to the active shape. Whatever goes wrong ends the shape and tells who waits."""

@@ -22,6 +22,7 @@ from common.lsn import Offset
 from common.shapelog.reader import ShapeReader
 from ingester.watermark import Watermark
 from shapeworker.catalog import ACTIVE, ShapeRow
+from shapeworker.shape import Life
 from tests.simulation.clients import Client, Door
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, SimPath
@@ -159,6 +160,10 @@ class World:
             return (
                 f"there are {self.oracle.alive()} shapes, of which clients use {used}, at most {self.plan.max_shapes}"
             )
+        for worker in self.workers.values():
+            for shape in worker._holdings:
+                if shape.life is Life.ACTIVE and (shape.building or shape.started):
+                    return f"{shape.handle} still has what it was built with: a task, or a future"
         for door in self.doors.values():
             status, body = door.gateway._service.health(self.scheduler.now)
             if status != 200:
