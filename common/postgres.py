@@ -267,6 +267,10 @@ async def resolve(text: str, prefer_ipv6: bool) -> str:
 _NEVER: Final = 1 << 30
 """After so many executions psycopg would prepare a statement by itself; ``None`` forbids it altogether."""
 
+_PLAN_ONCE: Final = "SET plan_cache_mode TO 'force_generic_plan'"
+"""Left to itself, the server may plan a prepared statement anew each time, because it takes an array of unknown length
+for a long one. What we prepare reads catalogs through their indexes, however that is planned."""
+
 
 async def connect(
     url: str,
@@ -293,8 +297,11 @@ async def connect(
     except psycopg.OperationalError as error:
         raise CannotConnect(str(error), setting) from error
     try:
-        if not pooled:
-            await connection.execute(session_settings(connection.info.server_version).encode())
+        settings = [] if pooled else [session_settings(connection.info.server_version)]
+        if prepares:
+            settings.append(_PLAN_ONCE)
+        if settings:
+            await connection.execute("; ".join(settings).encode())
     except BaseException:
         await connection.close()
         raise

@@ -27,6 +27,7 @@ from common.postgres import (
     resolve,
     transaction_settings,
 )
+from ingester.membership import look_all
 
 
 async def value(connection: Connection, query: str) -> Any:
@@ -341,4 +342,14 @@ async def test_only_what_is_meant_to_be_is_prepared_and_only_without_a_pooler(da
             await connection.execute("SELECT 2 + %s", [2], prepare=True)
         found = await (await connection.execute("SELECT statement FROM pg_prepared_statements")).fetchall()
     assert found == ([("SELECT 2 + $1",)] if prepares else [])
+    await pool.close()
+
+
+async def test_what_is_prepared_is_planned_once_also_with_an_array(database: str) -> None:
+    pool = Pool(database, "galvanic test", 1, prepares=True)
+    async with pool.connection() as connection:
+        for _ in range(10):
+            await look_all(connection, "none", [0])
+        plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements"
+        assert await (await connection.execute(plans)).fetchall() == [(10, 0)]
     await pool.close()
