@@ -35,8 +35,8 @@ class Watched(Protocol):
     def partition(self) -> int:
         """Its partition."""
 
-    def last(self) -> Offset:
-        """The end of its log. Raises ``ShapeGone``."""
+    def last(self, *, written: bool = False) -> Offset:
+        """The end of its log, which has just been ``written`` or not. Raises ``ShapeGone``."""
 
 
 S = TypeVar("S", bound=Watched)
@@ -221,7 +221,7 @@ class Live(Generic[S]):
         """A hint that the log has grown."""
         watch = self._watches.get(handle)
         if watch is not None and watch.waiters:
-            self._look(watch)
+            self._look(watch, written=True)
 
     def ended(self, handle: str) -> None:
         """A hint that the shape is gone. Handles are never used again, so it needs no proof."""
@@ -263,10 +263,10 @@ class Live(Generic[S]):
             return
         self._wheel.add(now + LOOK_EVERY, watch)
 
-    def _look(self, watch: _Watch[S]) -> bool:
+    def _look(self, watch: _Watch[S], *, written: bool = False) -> bool:
         """Read the end of the log and wake whom it concerns; ``False`` if the shape is gone."""
         try:
-            last = watch.shape.last()
+            last = watch.shape.last(written=written)
         except ShapeGone:
             self._end(watch)
             return False

@@ -86,18 +86,12 @@ class Shape:
 
     def header(self) -> Header:
         """The header of a shape that lives. Raises :class:`ShapeGone` (engine.md INV-33)."""
-        try:
-            header = self.open().header()
-        except DamagedLog as error:
-            log.error("unreadable shape", handle=self.handle, error=str(error))
-            self.close()
-            raise ShapeGone(self.handle) from None
+        header = self._unmarked()
         # The mark in the header survives a move to the trash; a directory that was deleted outright has none. It is
         # looked for with each request: `os.path.exists` takes twice as long.
-        if header.ended or header.snapshot is SnapshotState.FAILED or not os.access(self._directory, os.F_OK):
+        if not os.access(self._directory, os.F_OK):
             self.close()
             raise ShapeGone(self.handle)
-        self.seen = header
         return header
 
     def lives(self) -> bool:
@@ -108,10 +102,29 @@ class Shape:
             return False
         return True
 
-    def last(self) -> Offset:
-        """The offset of the last committed entry of a shape that lives. Raises :class:`ShapeGone`."""
-        self.header()
+    def last(self, *, written: bool = False) -> Offset:
+        """The offset of the last committed entry of a shape that lives. Raises :class:`ShapeGone`.
+
+        ``written``: its worker has just written to it, so nobody need look whether its directory is there.
+        """
+        if written:
+            self._unmarked()
+        else:
+            self.header()
         return self.open().last()
+
+    def _unmarked(self) -> Header:
+        try:
+            header = self.open().header()
+        except DamagedLog as error:
+            log.error("unreadable shape", handle=self.handle, error=str(error))
+            self.close()
+            raise ShapeGone(self.handle) from None
+        if header.ended or header.snapshot is SnapshotState.FAILED:
+            self.close()
+            raise ShapeGone(self.handle)
+        self.seen = header
+        return header
 
     def close(self) -> None:
         """Close the files if nobody uses them."""

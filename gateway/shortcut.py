@@ -105,14 +105,18 @@ class LongPoll:
         """What became of the wait."""
         exchange, shape = self._exchange, self._shape
         exchange.proceed()
-        self.leave()
         if isinstance(outcome, Gone):
+            self.leave()
             exchange.run(partial(self._shortcut.gone, exchange, shape))
         elif outcome.answer is None:
+            self.leave()
             exchange.run(partial(self._long_way, exchange))
         else:
+            # The client waits for the answer, nobody for the rest.
             try:
                 exchange.put(outcome.answer, self._shortcut.delivery.cursor(self._query))
             except ConnectionError:
                 exchange.abort()
+            finally:
+                self.leave()
             exchange.end()

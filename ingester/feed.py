@@ -65,6 +65,7 @@ class Feed:
         """Of the present session; knows how tables belong together."""
         self.stalled = ""
         """Why nothing flows although the stream is there, for people; empty while it flows."""
+        self._passed: list[tuple[int, int]] = []
         self._transactions = 0
         self._bytes = 0
         self._operations = Histogram("electric_postgres_replication_transaction_received_operations")
@@ -173,9 +174,7 @@ class Feed:
         if kind == pgoutput.COMMIT:
             assert self._group.watermark is not None
             self._group.watermark.dispatched(fanout.dispatched)
-            self._transactions += 1
-            self._operations.add(fanout.changes)
-            self._lag.add((time.time_ns() // 1000 - POSTGRES_EPOCH_US - fanout.committed_us) / 1000)
+            self._passed.append((fanout.changes, fanout.committed_us))
             if self._at_boundary:
                 self.reached_boundary()
         if fanout.blocked:
@@ -191,6 +190,17 @@ class Feed:
         self._group.fanout.flush()
         if self._group.fanout.blocked:
             self.halt("credit")
+        # Only now: clients wait for what was sent.
+        if self._passed:
+            self._count_passed()
+
+    def _count_passed(self) -> None:
+        now = time.time_ns() // 1000 - POSTGRES_EPOCH_US
+        for changes, committed_us in self._passed:
+            self._operations.add(changes)
+            self._lag.add((now - committed_us) / 1000)
+        self._transactions += len(self._passed)
+        self._passed.clear()
 
     def flushed(self) -> int:
         """The position to report."""

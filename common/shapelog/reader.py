@@ -38,6 +38,8 @@ SLICE_BYTES: Final = 256 << 10
 _ATTEMPTS = 16
 _PAUSE = 0.001
 _RECORDS_PER_BLOCK = 64
+_RECORDS_AHEAD = 4
+"""Read behind the end that was found last: one more than may have come for them to be all."""
 
 _OP = b'"op_position":'
 _NUMBER = re.compile(rb"(\d+)[,}]")
@@ -125,7 +127,7 @@ class ShapeReader:
     one thread.
     """
 
-    __slots__ = ("_directory", "_end", "_files", "_header", "_index", "_log", "_snapshot", "_snapshot_chunk")
+    __slots__ = ("_before", "_directory", "_end", "_files", "_header", "_index", "_log", "_snapshot", "_snapshot_chunk")
 
     def __init__(self, directory: Path, files: Files = REAL) -> None:
         """Raises ``FileNotFoundError`` when there is no such shape, ``OSError``."""
@@ -137,6 +139,8 @@ class ShapeReader:
         self._header: tuple[bytes, Header] | None = None
         self._end: tuple[int, bytes, Record | None] = HEADER_SIZE, b"", None
         """The last commit that was found at the end of the index: where, its bytes, and what they mean."""
+        self._before: Record | None = None
+        """What was the end before, if it is known to be in the log still."""
         self._index = files.open(directory / INDEX_NAME, READ)
 
     def header(self) -> Header:
@@ -179,9 +183,20 @@ class ShapeReader:
         """The record of the last commit, ``None`` if there is none: while it is the same, so is the log. Raises
         ``OSError``."""
         position, known, end = self._end
-        if self._files.pread(self._index, len(known) + RECORD_SIZE, position) == known:
+        wanted = len(known) + _RECORDS_AHEAD * RECORD_SIZE
+        data = self._files.pread(self._index, wanted, position)
+        if data == known:
             # It is there, and nothing behind it.
             return end
+        if data.startswith(known) and len(data) < wanted:
+            # It is there, and so is all that has come since.
+            start = (len(data) // RECORD_SIZE - 1) * RECORD_SIZE
+            record = decode_record(data, start) if start >= len(known) else None
+            if record is not None and record.flags & COMMIT:
+                self._before = end
+                self._end = position + start, data[start : start + RECORD_SIZE], record
+                return record
+        self._before = None
         at = (self._files.size(self._index) - HEADER_SIZE) // RECORD_SIZE - 1
         if at >= 0:
             data = self._files.pread(self._index, RECORD_SIZE, record_position(at))
@@ -204,6 +219,12 @@ class ShapeReader:
 
     def position(self, offset: Offset) -> tuple[LogRange, Record | None]:
         """As :meth:`after`, and the :meth:`end` that the log had at that very look. Raises as :meth:`after`."""
+        before = self._before
+        if before is not None and before[:2] == offset:
+            # Whoever follows the log asks for what has come since.
+            last = self.end()
+            if last is not None and self._before is before and last.closed == before.closed:
+                return LogRange(before.end, last.end, last.offset), last
         for _ in _attempts():
             try:
                 index = _Committed(self._files, self._index)

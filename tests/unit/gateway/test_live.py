@@ -22,9 +22,11 @@ class Log:
         self.partition = 0
         self.end = end
         self.looks = 0
+        self.written: list[bool] = []
 
-    def last(self) -> Offset:
+    def last(self, *, written: bool = False) -> Offset:
         self.looks += 1
+        self.written.append(written)
         if self.end is None:
             raise ShapeGone(self.handle)
         return self.end
@@ -110,6 +112,16 @@ async def test_a_hint_wakes_all_waiters_with_one_answer() -> None:
     assert outcome(other) == "Changed 0_3..9_0"
     assert sorted(world.made) == ["changed 0_3", "changed 0_inf"]
     assert log.looks == looks + 1
+
+
+async def test_only_a_hint_spares_the_look_at_the_directory() -> None:
+    world, log = World(), Log()
+    world.wait(log, SNAPSHOT_END, limit=1.5)
+    world.live.tail("h")
+    world.pass_time(2.0)
+    assert log.written[0]
+    assert log.written[1:]
+    assert not any(log.written[1:])
 
 
 async def test_a_hint_without_news_wakes_nobody() -> None:
@@ -257,7 +269,7 @@ async def test_closing_answers_everybody_and_who_comes_later() -> None:
 
 async def test_an_unreadable_log_is_met_by_each_request_itself() -> None:
     class Broken(Log):
-        def last(self) -> Offset:
+        def last(self, *, written: bool = False) -> Offset:
             raise OSError("no such device")
 
     world, log = World(), Broken()
