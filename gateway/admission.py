@@ -60,7 +60,8 @@ class _Count:
 
 
 class Ticket:
-    """A request that was let in. It counts until the ``with`` block around all of its answer is left."""
+    """A request that was let in. It counts until it is given back, at the end of the ``with`` block around its answer
+    if it has one."""
 
     __slots__ = ("_admission", "_budget")
 
@@ -74,13 +75,17 @@ class Ticket:
             self._admission.give_back("initial")
             self._budget = "existing"
 
+    def give_back(self) -> None:
+        """It counts no more."""
+        self._admission.give_back(self._budget)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.give_back(self._budget)
+        self.give_back()
 
 
 class Admission:

@@ -34,6 +34,9 @@ LINGER: Final = 2.0
 """Seconds for which what a refused client still sends is taken and dropped. The kernel answers data that nobody reads
 with a reset, which can overtake the answer and even take it away again."""
 
+ENDING: Final = 30.0
+"""Seconds that cut connections may take to end, which is a few turns of the loop."""
+
 BODY_LINGER: Final = 10.0
 """Seconds that the rest of a body may take that nobody needs any more."""
 
@@ -55,6 +58,7 @@ class Connection(BaseProtocol):
         "_disguise",
         "_queue",
         "_release",
+        "_room",
         "_server",
         "_stalled",
         "_task",
@@ -78,6 +82,7 @@ class Connection(BaseProtocol):
         self._cut: asyncio.TimerHandle | None = None
         self._disguise: Disguise | None = None
         self._release: asyncio.TimerHandle | None = None
+        self._room: Callable[[], None] | None = None
         self.idle_since = 0.0
         self.served = 0
         self.slot = 0
@@ -162,6 +167,8 @@ class Connection(BaseProtocol):
         """It has taken most of it."""
         self._forget_cut()
         super().resume_writing()
+        if self._room is not None:
+            self._room()
         self._next()
 
     # ---- what handlers of requests call
@@ -188,6 +195,10 @@ class Connection(BaseProtocol):
     def proceed(self) -> None:
         """The present request waits no more."""
         self._waiting = None
+
+    def tell_of_room(self, call: Callable[[], None] | None) -> None:
+        """``call`` this each time the client, for whom writing was paused, has taken most of what it was sent."""
+        self._room = call
 
     async def drain(self) -> None:
         """Wait until the client has taken most of what it was sent. Raises ``ConnectionError`` if it is gone.
@@ -345,17 +356,22 @@ class Server:
 
     async def stop(self, patience: float) -> None:
         """Wait for the answers under way, at most so many seconds, and cut what is left."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                while self._connections:
-                    self._emptied.clear()
-                    await self._emptied.wait()
+        await self._until_empty(patience)
         for connection in list(self._connections):
             connection.abort()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Whoever works for one without a task hears of its end, and gives back what it holds.
+        await self._until_empty(ENDING)
+
+    async def _until_empty(self, patience: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._connections:
+                    self._emptied.clear()
+                    await self._emptied.wait()
 
     def advance(self, now: float) -> None:
         """Cut off those that were idle for too long."""

@@ -33,6 +33,18 @@ class Part(NamedTuple):
     position: Position
     tail: bytes
 
+    @property
+    def length(self) -> int:
+        """Bytes of the log."""
+        return self.position.range.end - self.position.range.start
+
+
+class FileAnswer(NamedTuple):
+    """An answer that is sent from a file as it is."""
+
+    head: Answer
+    body: FileBody
+
 
 class End(NamedTuple):
     """Nothing is to be sent: the client is at ``last``, the end of the log, or ``ahead`` of it."""
@@ -84,9 +96,9 @@ class Delivery:
 
     def look(
         self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader
-    ) -> Answer | Part | End | None:
-        """What there is for a request, at the first look: an answer, if it is small; ``None`` is for events and what
-        still grows. The shape's header has just been read.
+    ) -> Answer | FileAnswer | Part | End | None:
+        """What there is for a request, at the first look: an answer, from a file if it is large; ``None`` or a part is
+        for events, what still grows, and what may be compressed. The shape's header has just been read.
 
         Raises ``DamagedLog``, ``FileNotFoundError``, ``OSError``.
         """
@@ -96,25 +108,30 @@ class Delivery:
         if query.sse:
             return None
         chunk = log.snapshot_chunk(query.offset, shape.seen)
-        if chunk is None:
-            return self._look_at_log(exchange, query, query.offset, shape, reader)
-        return self._look_at_chunk(exchange, query, shape, reader, chunk)
+        if chunk is not None:
+            return self._look_at_chunk(exchange, query, shape, reader, chunk)
+        found = self._look_at_log(exchange, query, query.offset, shape, reader)
+        if not isinstance(found, Part) or found.length <= log.SLICE or self._coding(exchange, query) is not None:
+            return found
+        return FileAnswer(Answer(200, found.fields), log.file_body(reader, found.position.range, found.tail))
 
     def _look_at_chunk(
         self, exchange: Exchange, query: LogQuery, shape: Shape, reader: ShapeReader, chunk: int
-    ) -> Answer | None:
+    ) -> Answer | FileAnswer | None:
         length = log.closed_length(shape.seen, reader, chunk)
-        if length is None or length > log.SLICE:
+        if length is None or self._is_compressed(exchange, query, length):
             return None
         asked = shape.handle, query.offset, query.live
         answer = self._recent.get(asked, chunk)
         if answer is None:
             fields = self.answers.fields(shape, query.offset, Offset(0, chunk), live=query.live, complete=False)
-            answer = Answer(200, fields, log.closed_body(reader, chunk), streamed=True)
+            body = log.closed_body(reader, chunk) if length <= log.SLICE else b""
+            answer = Answer(200, fields, body, streamed=True)
             self._recent.keep(asked, chunk, answer)
-        if self._is_compressed(exchange, query, length):
-            return None
-        return self._not_modified(exchange, query, answer.fields) or answer
+        unchanged = self._not_modified(exchange, query, answer.fields)
+        if unchanged is not None or length <= log.SLICE:
+            return unchanged or answer
+        return FileAnswer(answer, log.closed_file_body(reader, chunk, length))
 
     def _look_at_log(
         self, exchange: Exchange, query: LogQuery, offset: Offset, shape: Shape, reader: ShapeReader, known: bool = True
@@ -165,6 +182,8 @@ class Delivery:
         found = self.look(exchange, query, shape, reader)
         if isinstance(found, Answer):
             return await exchange.answer(found, self.cursor(query))
+        if isinstance(found, FileAnswer):
+            return await self._send_file(exchange, query, found.head, found.body)
         assert query.offset is not None
         chunk = log.snapshot_chunk(query.offset, shape.seen)
         if chunk is not None:
@@ -199,7 +218,7 @@ class Delivery:
         if length is None and exchange.measured:
             length = await log.await_closed(shape.header, reader, chunk)
         if length is not None:
-            await self._send_file(exchange, query, fields, log.closed_file_body(reader, chunk))
+            await self._send_file(exchange, query, Answer(200, fields), log.closed_file_body(reader, chunk, length))
             return
         await exchange.start(Answer(200, fields), None, self.cursor(query))
         if not exchange.head_only:
@@ -247,12 +266,11 @@ class Delivery:
             key = (shape.handle, part.start, part.end)
             if await self._send_coded(exchange, query, fields, key, log.range_length(part), pieces):
                 return
-        size = part.end - part.start
-        if size <= log.SLICE:
+        if found.length <= log.SLICE:
             body = b"" if exchange.head_only else log.body(reader, part, tail)
             await exchange.answer(Answer(200, fields, body, streamed=True), self.cursor(query))
             return
-        await self._send_file(exchange, query, fields, log.file_body(reader, part, tail))
+        await self._send_file(exchange, query, Answer(200, fields), log.file_body(reader, part, tail))
 
     async def _send_coded(
         self,
@@ -285,10 +303,10 @@ class Delivery:
             return None
         return negotiate(exchange.header("accept-encoding"))
 
-    async def _send_file(self, exchange: Exchange, query: LogQuery, fields: Mapping[str, str], body: FileBody) -> None:
+    async def _send_file(self, exchange: Exchange, query: LogQuery, head: Answer, body: FileBody) -> None:
         """Send it whole, or cut the connection: a client never takes a part for the whole (INV-22)."""
         try:
-            await exchange.send_file(Answer(200, fields), body, self.cursor(query))
+            await exchange.send_file(head, body, self.cursor(query))
         except BaseException:
             exchange.abort()
             raise

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.connection import Connection, Waiting
-from gateway.extent import Extent, FileBody, send
+from gateway.extent import Extent, FileBody, Transfer, send
 from gateway.measures import Traffic
 from gateway.request_head import Request
 from gateway.response import Answer, uncached
@@ -136,16 +136,23 @@ class Exchange:
         Raises ``ConnectionError`` if the client is gone, what the body's extent raises if the file is not what it was:
         then abort.
         """
+        if self.head_only:
+            self._write(self._open(answer, body.length, extra))
+        else:
+            await send(self._framed_file(answer, body, extra), self._connection)
+
+    def put_file(
+        self, answer: Answer, body: FileBody, extra: str, done: Callable[[Exception | None], None]
+    ) -> Transfer:
+        """The same for a GET, without a task; ``done`` as of :class:`~gateway.extent.Transfer`."""
+        return Transfer(self._framed_file(answer, body, extra), self._connection, done)
+
+    def _framed_file(self, answer: Answer, body: FileBody, extra: str) -> FileBody:
+        before, extent, after = body
         head = self._open(answer, body.length, extra)
-        before, after = body.before, body.after
         if self._chunked:
             before, after = b"%x\r\n%b" % (body.length, before), after + b"\r\n0\r\n\r\n"
-        if self.head_only:
-            self._write(head)
-            return
-        self._write(head + before)
-        await send(body.extent, self._connection)
-        self._write(after)
+        return FileBody(head + before, extent, after)
 
     async def start(self, answer: Answer, length: int | None, extra: str = "") -> None:
         """Send the head of a streamed answer whose body follows piece by piece; ``length`` in bytes where it is
@@ -182,11 +189,8 @@ class Exchange:
         """Send a part of a file as :meth:`write` does. Raises also what ``extent`` raises."""
         if not extent.size or self.head_only:
             return
-        if self._chunked:
-            self._write(b"%x\r\n" % extent.size)
-        await send(extent, self._connection)
-        if self._chunked:
-            self._write(b"\r\n")
+        before, after = (b"%x\r\n" % extent.size, b"\r\n") if self._chunked else (b"", b"")
+        await send(FileBody(before, extent, after), self._connection)
 
     async def start_events(self, answer: Answer, extra: str = "") -> None:
         """Send the head of an answer without end; :meth:`write_framed` sends its body.

@@ -83,7 +83,9 @@ class Gateway:
             checks=Checks(self._shapes),
             subsets=SubsetDelivery(reception, self._service, self._workers, settings.storage_dir),
             deletion=Deletion(self._shapes, self._live.ended),
-            shortcut=Shortcut(self._shapes, self._admission, self._live, delivery, reception.gone),
+            shortcut=Shortcut(
+                self._shapes, self._admission, self._live, delivery, reception.gone, reception.unreadable
+            ),
             secret=settings.secret,
             allow_delete=settings.integration_testing,
         )

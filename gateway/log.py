@@ -215,9 +215,10 @@ def closed_body(reader: ShapeReader, chunk: int) -> bytes:
     return b"[" + data[:-_SEPARATOR] + b"]"
 
 
-def closed_file_body(reader: ShapeReader, chunk: int) -> FileBody:
-    """The same, to be sent from its file. Raises ``ShapeGone``, ``OSError``; its extent, when it is read, too."""
-    return FileBody(b"[", _chunk_extent(reader, chunk, 0, final_size(reader, chunk) - _SEPARATOR), b"]")
+def closed_file_body(reader: ShapeReader, chunk: int, length: int) -> FileBody:
+    """The same, to be sent from its file; ``length`` as :func:`closed_length` told. Its extent, when it is read, raises
+    ``ShapeGone``, ``OSError``."""
+    return FileBody(b"[", _chunk_extent(reader, chunk, 0, length - len(b"[]")), b"]")
 
 
 def _chunk_extent(reader: ShapeReader, chunk: int, start: int, end: int) -> Extent:

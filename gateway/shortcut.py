@@ -1,9 +1,9 @@
 """The short way of a request: what is at hand is sent at once, and whoever waits for news is an object in a list.
 
 A task for each request, with its chain of coroutines, costs more than all else together (performance.md 6). So none is
-made for a request about a shape that is known here, if its answer takes one read at most, or if it waits at the end of
-a log. Every other request, and every trouble, goes the long way (:meth:`gateway.app.App.handle`), which knows all
-cases, these included.
+made for a request about a shape that is known here, if its answer takes one read at most or goes from a file as it is,
+or if it waits at the end of a log. Every other request, and every trouble, goes the long way
+(:meth:`gateway.app.App.handle`), which knows all cases, these included.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import structlog
+
 from common.shapelog.layout import DamagedLog
-from gateway.admission import Admission, budget_of
-from gateway.delivery import Delivery, End
+from gateway.admission import Admission, Ticket, budget_of
+from gateway.delivery import Delivery, End, FileAnswer
 from gateway.exchange import Exchange
+from gateway.extent import Transfer
 from gateway.live import Gone, Live, Outcome, Waiter
 from gateway.request import LogQuery
 from gateway.response import Answer
 from gateway.shape import Shape, ShapeGone
 from gateway.shapes import Shapes
+
+log = structlog.get_logger(__name__)
 
 LongWay = Callable[[Exchange], Coroutine[Any, Any, None]]
 """Answers a request from its beginning."""
@@ -36,13 +41,16 @@ class Shortcut:
         live: Live[Shape],
         delivery: Delivery,
         gone: Callable[[Exchange, Shape], Coroutine[Any, Any, None]],
+        unreadable: Callable[[Exchange, Shape, Exception], Coroutine[Any, Any, None]],
     ) -> None:
-        """``gone`` answers for a shape that ended while a request waited."""
+        """``gone`` answers for a shape that ended while a request waited, ``unreadable`` for one whose files turned out
+        not to be what they should while an answer was being sent."""
         self._shapes = shapes
         self.admission = admission
         self.live = live
         self.delivery = delivery
         self.gone = gone
+        self.unreadable = unreadable
 
     def take(self, exchange: Exchange, query: LogQuery, long_way: LongWay) -> bool:
         """Answer a GET of a log, or let it wait; ``False`` if it must go the long way, as if nothing had happened."""
@@ -61,18 +69,23 @@ class Shortcut:
                 exchange.put(found, self.delivery.cursor(query))
         except (ShapeGone, DamagedLog, OSError):
             found = None
+        if isinstance(found, FileAnswer):
+            Sending(self, exchange, shape, Ticket(self.admission, budget)).begin(found, self.delivery.cursor(query))
+            return True
         self.admission.give_back(budget)
         if isinstance(found, Answer):
             exchange.end()
             return True
         return False
 
-    def _look(self, exchange: Exchange, query: LogQuery, shape: Shape) -> Answer | End | None:
+    def _look(self, exchange: Exchange, query: LogQuery, shape: Shape) -> Answer | FileAnswer | End | None:
         with shape as reader:
             found = self.delivery.look(exchange, query, shape, reader)
             if isinstance(found, End) and not found.ahead and self.live.enter(shape):
                 found = self.delivery.look(exchange, query, shape, reader)
-        return found if isinstance(found, Answer) or (isinstance(found, End) and not found.ahead) else None
+        if isinstance(found, End):
+            return None if found.ahead else found
+        return found if isinstance(found, Answer | FileAnswer) else None
 
 
 class LongPoll:
@@ -120,3 +133,51 @@ class LongPoll:
             finally:
                 self.leave()
             exchange.end()
+
+
+class Sending:
+    """A request whose answer is on its way from a file. It holds what :class:`LongPoll` holds."""
+
+    __slots__ = ("_exchange", "_shape", "_shortcut", "_ticket", "_transfer")
+
+    def __init__(self, shortcut: Shortcut, exchange: Exchange, shape: Shape, ticket: Ticket) -> None:
+        self._shortcut = shortcut
+        self._exchange = exchange
+        self._shape = shape
+        self._ticket = ticket
+        self._transfer: Transfer | None = None
+
+    def begin(self, found: FileAnswer, extra: str) -> None:
+        """Send it; ``extra`` are header lines of this exchange alone."""
+        self._shape.take()
+        self._ticket.found()
+        self._exchange.wait(self)
+        try:
+            self._transfer = self._exchange.put_file(found.head, found.body, extra, self._ended)
+        except ConnectionError as error:
+            self._ended(error)
+
+    def leave(self) -> None:
+        """The client has gone, perhaps because it was cut off."""
+        if self._transfer is not None:
+            self._transfer.stop()
+        self._give_back()
+        self._exchange.end()
+
+    def _ended(self, error: Exception | None) -> None:
+        exchange, shape = self._exchange, self._shape
+        exchange.proceed()
+        self._give_back()
+        if isinstance(error, ShapeGone | DamagedLog | FileNotFoundError):
+            exchange.run(partial(self._shortcut.unreadable, exchange, shape, error))
+            return
+        if error is not None:
+            # A client never takes a part for the whole (engine.md INV-22).
+            exchange.abort()
+        if error is not None and not isinstance(error, ConnectionError):
+            log.error("answer cut short", request=exchange.id, shape=shape.handle, exc_info=error)
+        exchange.end()
+
+    def _give_back(self) -> None:
+        self._ticket.give_back()
+        self._shape.give_back()

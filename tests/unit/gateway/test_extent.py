@@ -52,6 +52,11 @@ def part(fd: int, start: int = 0, end: int = len(CONTENT)) -> Extent:
     return Extent(lambda: fd, read, start, end)
 
 
+def whole(fd: int, start: int = 0, end: int = len(CONTENT)) -> FileBody:
+    """A body that is nothing but this part."""
+    return FileBody(b"", part(fd, start, end), b"")
+
+
 class Site(NamedTuple):
     """A server whose next requests are answered by what is put into ``answers``; the server's side of a connection."""
 
@@ -127,7 +132,7 @@ async def test_all_of_it_arrives_behind_what_was_written(site: Site, file: int, 
         assert connection.transport is not None
         connection.transport.write(before)
         limits = connection.transport.get_write_buffer_limits()
-        await extent.send(part(file, *bounds), connection)
+        await extent.send(whole(file, *bounds), connection)
         assert connection.transport.get_write_buffer_limits() == limits
         connection.transport.write(b"after")
 
@@ -153,18 +158,18 @@ async def test_it_arrives_where_the_kernel_does_not_send_files(
 
     real = os.sendfile
     monkeypatch.setattr(os, "sendfile", sendfile)
-    client = await site.ask(lambda connection: extent.send(part(file), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file), connection))
     assert await everything(client) == CONTENT
     assert calls
 
 
 async def test_who_does_not_read_holds_a_piece_and_keeps_nobody(site: Site, file: int) -> None:
-    client = await site.ask(lambda connection: extent.send(part(file), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file), connection))
     await until(lambda: bool(site.connections) and site.connections[0].writing_paused)
     transport = site.connections[0].transport
     assert transport is not None
     assert 0 < transport.get_write_buffer_size() <= 16_384
-    other = await site.ask(lambda connection: extent.send(part(file), connection))
+    other = await site.ask(lambda connection: extent.send(whole(file), connection))
     assert await everything(other) == CONTENT
     assert await site.outcome() is None
     assert await everything(client, 1_000) == CONTENT, "it may take its time"
@@ -172,14 +177,14 @@ async def test_who_does_not_read_holds_a_piece_and_keeps_nobody(site: Site, file
 
 @pytest.mark.parametrize("site", [0.3], indirect=True)
 async def test_who_takes_nothing_is_cut_off(site: Site, file: int) -> None:
-    client = await site.ask(lambda connection: extent.send(part(file), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file), connection))
     assert isinstance(await site.outcome(), (ConnectionError, asyncio.CancelledError))
     assert len(await everything(client)) < len(CONTENT)
 
 
 @pytest.mark.parametrize("reset", [True, False])
 async def test_who_goes_away_ends_it(site: Site, file: int, reset: bool) -> None:
-    client = await site.ask(lambda connection: extent.send(part(file), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file), connection))
     await until(lambda: bool(site.connections) and site.connections[0].writing_paused)
     if reset:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -188,7 +193,7 @@ async def test_who_goes_away_ends_it(site: Site, file: int, reset: bool) -> None
 
 
 async def test_a_file_that_is_cut_meanwhile_is_no_whole(site: Site, file: int) -> None:
-    client = await site.ask(lambda connection: extent.send(part(file), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file), connection))
     await until(lambda: bool(site.connections) and site.connections[0].writing_paused)
     os.ftruncate(file, len(CONTENT) - 1)
     received = await everything(client)
@@ -221,11 +226,31 @@ async def test_a_large_file_leaves_others_their_turn(site: Site, file: int, monk
             turns += 1
 
     task = asyncio.create_task(others())
-    client = await site.ask(lambda connection: extent.send(part(file, 0, 1_000_000), connection))
+    client = await site.ask(lambda connection: extent.send(whole(file, 0, 1_000_000), connection))
     assert await site.outcome() is None
     task.cancel()
     client.close()
     assert turns >= 99
+
+
+async def test_nothing_of_what_was_stopped_follows(site: Site, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its next turn was due."""
+    monkeypatch.setattr(extent, "TURN", 10)
+    ends: list[Exception | None] = []
+
+    async def answer(connection: Connection) -> None:
+        assert connection.transport is not None
+        limits = connection.transport.get_write_buffer_limits()
+        transfer = extent.Transfer(whole(file), connection, ends.append)
+        transfer.stop()
+        assert connection.transport.get_write_buffer_limits() == limits
+        connection.transport.write(b"after")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        transfer.stop()
+
+    assert await everything(await site.ask(answer)) == CONTENT[:10] + b"after"
+    assert ends == []
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
