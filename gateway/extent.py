@@ -19,8 +19,8 @@ from gateway.connection import Connection
 PIECE: Final = 16 * 1024
 """Bytes of a file that a client pins in memory, at most, while it takes nothing."""
 
-TURN: Final = 2 * 1024 * 1024
-"""Bytes that a client is sent, at most, before others get their turn: half a millisecond of the kernel's work."""
+TURN: Final = 1024 * 1024
+"""Bytes that a client is sent, at most, before others get their turn: a third of a millisecond of the kernel's work."""
 
 
 class Extent(NamedTuple):
