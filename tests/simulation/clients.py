@@ -32,6 +32,16 @@ Piece = Response | bytes | None
 """What comes of a stream: its head or another answer, chunks of events, the end."""
 
 
+class SimTransfer(NamedTuple):
+    """``gateway.extent.Transfer``."""
+
+    task: asyncio.Task[None]
+
+    def stop(self) -> None:
+        """Send no more of it."""
+        self.task.cancel()
+
+
 class SimExchange:
     """``gateway.exchange.Exchange``: collects the answer; a slow client makes each slice take its time."""
 
@@ -45,6 +55,7 @@ class SimExchange:
     ) -> None:
         """``deliver`` is given the head and the bytes of a stream of events as they come; ``settle`` is told the end,
         ``None`` if the connection was cut."""
+        self.id = "simulated"
         self.method = method
         self.target = target
         self.request = SimpleNamespace(payload=None)
@@ -103,6 +114,24 @@ class SimExchange:
         await self.write_extent(body.extent)
         await self.write(body.after)
         await self.finish()
+
+    def put_file(
+        self, answer: Answer, body: FileBody, extra: str, done: Callable[[Exception | None], None]
+    ) -> SimTransfer:
+        """The same, ``done`` at the end."""
+
+        async def see_through() -> None:
+            try:
+                await self.send_file(answer, body, extra)
+            except asyncio.CancelledError:
+                self._settle(None)
+                raise
+            except Exception as error:  # noqa: BLE001 - handed to who waits for the end
+                done(error)
+            else:
+                done(None)
+
+        return SimTransfer(self._keep(asyncio.get_running_loop().create_task(see_through())))
 
     async def start_events(self, answer: Answer, extra: str = "") -> None:
         """Events follow."""
@@ -164,9 +193,12 @@ class SimExchange:
                 raise
             self.end()
 
-        task = asyncio.get_running_loop().create_task(see_through())
+        self._keep(asyncio.get_running_loop().create_task(see_through()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _note(self, answer: Answer, extra: str) -> None:
         self._headers = dict(answer.fields)
