@@ -357,14 +357,15 @@ class Client(SimLoopOwner):
         self.view.open_events(query, head.headers)
         self.answers[200] = self.answers.get(200, 0) + 1
         items: list[bytes] = []
+        text = b""
         while (chunks := await pieces.get()) is not None:
             assert isinstance(chunks, bytes)
-            for event in unframed(chunks):
-                if event == KEEP_ALIVE:
+            *events, text = (text + b"".join(unframed(chunks))).split(b"\n\n")
+            for event in events:
+                if event == KEEP_ALIVE.rstrip():
                     continue
                 assert event.startswith(b"data: "), event
-                assert event.endswith(b"\n\n"), event
-                items.append(event[6:-2])
+                items.append(event[6:])
                 if b'"control":"up-to-date"' in event:
                     self.view.accept_events(items)
                     items = []

@@ -268,6 +268,7 @@ def replaced(
         (shapeworker.apply, "SPILL_BYTES", sizes["spill"]),
         (shapeworker.apply, "HELD_BYTES", sizes["held"]),
         (writer, "BUFFER_BYTES", sizes["buffer"]),
+        (gateway.log, "SLICE", sizes["slice"]),
         # Shapes end after a second and a half without use instead of fifteen.
         (gateway.touches, "EVERY", 0.5),
         (shapeworker.eviction, "QUIET", EVICTION_QUIET),

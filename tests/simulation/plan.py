@@ -35,6 +35,8 @@ class Plan:
             "together": rng.choice((1, 2, 8)),
             "alone": rng.choice((0.0, 0.3, 1.0)),
             "buffer": rng.choice((200, 5000, 1 << 20)),
+            # Not drawn from it, so that what follows is as it was before this was here.
+            "slice": Random(self.seconds).choice((300, 2000, 64 << 10)),
         }
         self.chunk_bytes = rng.choice((300, 2000, 100_000))
         self.long_poll_ms = rng.choice((500, 3000, 20_000))
