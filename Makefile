@@ -2,8 +2,6 @@
 # make test         all tests but the long ones, two files at a time
 # make test-faults  the long ones: real processes under faults, for minutes
 # make test-where   the filter language against Postgres: 100 000 generated expressions
-# make compiled     build/compiled: a copy whose hot modules are compiled (docs/operations.md); needs a C compiler
-# make test-compiled  its unit and pipeline tests and simulations: whatever its modules do otherwise than Python fails here
 # make bench        how fast it is, beside its limits: half an hour, and nothing else should load the machine
 # make bench-clauses, make bench-plots  the same by kind of filter, and over numbers of shapes, clients and rows
 # make simulate     crash simulations, ten thousand seeds each: an hour or so
@@ -14,7 +12,7 @@ VENV := .venv
 PYTHON ?= python3
 STAMP := $(VENV)/installed
 
-.PHONY: install run test test-faults test-where compiled test-compiled bench bench-clauses bench-plots simulate lint
+.PHONY: install run test test-faults test-where bench bench-clauses bench-plots simulate lint
 
 install: $(STAMP)
 
@@ -40,19 +38,6 @@ test-faults: install
 
 test-where: install
 	$(VENV)/bin/python -m pytest tests/unit/shapeworker/where -m where
-
-# A copy, so that what is edited and run here never is compiled code.
-COMPILED := build/compiled
-
-compiled: install
-	@rm -rf $(COMPILED) && mkdir -p $(COMPILED)
-	@git ls-files -z | tar --create --null --files-from - | tar --extract --directory $(COMPILED)
-	@echo "compiling in $(COMPILED)"
-	@cd $(COMPILED) && GALVANIC_COMPILE=1 $(abspath $(VENV))/bin/python setup.py --quiet build_ext --inplace
-
-test-compiled: compiled
-	cd $(COMPILED) && GALVANIC_TEST_BUILD=compiled $(abspath $(VENV))/bin/python -m pytest tests/unit tests/pipeline tests/simulation \
-		-m "not faults and not where" -n 2 --dist loadfile
 
 bench: install
 	$(VENV)/bin/python -m tests.bench

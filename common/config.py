@@ -45,7 +45,7 @@ _IGNORED = """
 IGNORED_VARIABLES = frozenset(_IGNORED.split())
 """Electric's variables that mean nothing here: accepted so that an environment can be taken over, and named once."""
 
-_OTHER_VARIABLES = frozenset({"GALVANIC_PG_BIN", "GALVANIC_DEV_DIR", "GALVANIC_COMPILE"})
+_OTHER_VARIABLES = frozenset({"GALVANIC_PG_BIN", "GALVANIC_DEV_DIR"})
 
 
 class ConfigError(Exception):

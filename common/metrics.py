@@ -49,9 +49,7 @@ class Metric(NamedTuple):
 # Names that begin with electric_ are the reference's (engine.md 19, http-api.md 27.3), so that its dashboards go on.
 CATALOGUE: Final[dict[str, Metric]] = {
     # the service
-    "galvanic_info": Metric(
-        "gauge", "Always 1: version, build, and ELECTRIC_DATABASE_ID.", ("version", "build", "stack_id")
-    ),
+    "galvanic_info": Metric("gauge", "Always 1: version, and ELECTRIC_DATABASE_ID.", ("version", "stack_id")),
     "galvanic_active": Metric("gauge", "1 while changes reach all clients, as /v1/health says; else 0."),
     "galvanic_obstacles": Metric(
         "gauge", "What is in the way of anything; of changes to clients, if delays.", ("delays",)

@@ -9,7 +9,6 @@ import structlog
 import uvloop
 import zmq
 
-from common.build import BUILD
 from common.config import Settings
 from common.instruments import Instruments
 from common.process import collect_rarely
@@ -45,7 +44,7 @@ async def _serve_measured(settings: Settings, gateway_id: str, instruments: Inst
         except OSError as error:
             log.error("cannot listen", variable="ELECTRIC_PORT", port=settings.port, error=str(error))
             return 1
-        log.info("listening", gateway=gateway_id, port=settings.port, build=BUILD)
+        log.info("listening", gateway=gateway_id, port=settings.port)
         await stop.wait()
         log.info("stopping", gateway=gateway_id)
     finally:

@@ -14,7 +14,6 @@ import psycopg
 import structlog
 import uvloop
 
-from common.build import BUILD
 from common.config import Settings
 from common.crash import CrashOnly
 from common.instruments import Instruments
@@ -109,7 +108,7 @@ class Ingester:
 
     async def run(self) -> int:
         """Work until told to stop, or until a problem that only a changed setting can solve. Returns the exit code."""
-        log.info("ingester started", slot=self._slot, build=BUILD)
+        log.info("ingester started", slot=self._slot)
         look, ask = self._inspection.run(), self._inspection.ask_database()
         for work in (self._group.run(), self._beat(), self._acknowledge(), look, ask):
             self._crash.spawn(work)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 
-from common.build import BUILD, COMPILED
 from common.config import Settings
 from common.lsn import format_lsn
 from common.metrics import Sample, one
@@ -38,7 +37,7 @@ class Measures:
         workers = 0 if coordinator is None else len(coordinator.members)
         active = group.state == "active" and coordinator is not None and not unowned and not delaying
         found = [
-            one("galvanic_info", 1, metadata.version("galvanic"), BUILD, self._settings.stack_id),
+            one("galvanic_info", 1, metadata.version("galvanic"), self._settings.stack_id),
             one("galvanic_active", active),
             one("galvanic_obstacles", delaying, "true"),
             one("galvanic_obstacles", others, "false"),
@@ -60,8 +59,6 @@ class Measures:
         """What operators want to see first."""
         group = self._group
         facts = {"state": group.state, "epoch": str(group.fanout.epoch), "acknowledged": format_lsn(group.flushed)}
-        if COMPILED:
-            facts["build"] = BUILD
         if group.state != "active":
             facts["reason"] = group.reason
         if slot := self._inspection.slot:

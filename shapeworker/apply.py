@@ -38,10 +38,10 @@ SPILL_LEAST_BYTES = 16 * 1024
 SPILL_TOTAL_BYTES = 32 * 1024 * 1024
 """Of all shapes that a transaction touches, until the least is reached."""
 
-UNWRITTEN = 50_000
+UNWRITTEN: Final = 50_000
 """Transactions of shapes, each counted in each shape, that may wait to be written together."""
 
-HELD_BYTES = 64 * 1024 * 1024
+HELD_BYTES: Final = 64 * 1024 * 1024
 """Of changes that new shapes may hold back in memory, all together, until their snapshots are taken; beyond, the one
 that holds most is given up."""
 
@@ -288,8 +288,8 @@ class Applier:
         """What the change is for these shapes; nothing if they cannot show it and have been told so."""
         try:
             return change.as_lines(projection, kind, self._headers)
-        except IncompleteRow as missing:
-            reason = f"{missing}: REPLICA IDENTITY of the table is not FULL"
+        except IncompleteRow as error:
+            reason = f"{error}: REPLICA IDENTITY of the table is not FULL"
         except Exception as error:
             log.exception("a change could not be turned into JSON", relation=pgoutput.relation_oid(change.payload))
             reason = f"internal error: {type(error).__name__}"
@@ -323,8 +323,8 @@ class Applier:
                 shape.spill(self._lsn)
                 if shape.held_bytes:
                     self._hold(shape)
-        except DamagedLog as damage:
-            self._end(shape, f"its log cannot be opened: {damage}")
+        except DamagedLog as error:
+            self._end(shape, f"its log cannot be opened: {error}")
         except OSError as error:
             if is_shortage(error):
                 raise StorageFull(error) from error

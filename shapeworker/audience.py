@@ -216,8 +216,8 @@ def _matches(shape: Shape, row: Row, failed: dict[Shape, EvaluationError]) -> bo
     assert shape.filter is not None
     try:
         return bool(shape.filter.predicate(row))
-    except EvaluationError as failure:
-        failed[shape] = failure
+    except EvaluationError as error:
+        failed[shape] = error
     except Exception as error:  # noqa: BLE001 - it ends this shape, and no other
         # Not its message, which may quote the row.
         kind, place = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]

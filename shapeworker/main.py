@@ -14,7 +14,6 @@ import structlog
 import uvloop
 import zmq
 
-from common.build import BUILD
 from common.config import Settings
 from common.crash import CrashOnly
 from common.frames import FRAME_BYTES, Answer, Gap, Subscribed
@@ -210,7 +209,7 @@ class Worker:
         if self._settings.max_shapes is not None:
             self._crash.spawn(remember_uses(self._holdings, self._disk))
         self._membership.hello()
-        log.info("shapeworker started", worker=self._worker, build=BUILD)
+        log.info("shapeworker started", worker=self._worker)
         crashed = await self._crash.end()
         if crashed is not None:
             return crashed

@@ -87,6 +87,5 @@ def test_every_metric_comes_out_with_its_kind_and_description() -> None:
 def test_labels_are_escaped() -> None:
     exposition = Exposition()
     odd = 'a "b" \\ c\nd'
-    exposition.take(0, report("ingester", one("galvanic_info", 1, "0.1", "compiled", odd)))
-    labels = ("build", "compiled"), ("stack_id", odd), ("version", "0.1")
-    assert values(exposition.text(0)) == {("galvanic_info", labels): 1}
+    exposition.take(0, report("ingester", one("galvanic_info", 1, "0.1", odd)))
+    assert values(exposition.text(0)) == {("galvanic_info", (("stack_id", odd), ("version", "0.1"))): 1}
