@@ -344,10 +344,11 @@ class Client(SimLoopOwner):
         """Follow a stream of events to its end, or return the other answer."""
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
-        async def ask() -> None:
+        async def ask() -> Response | None:
             response = await door.ask(self, "GET", "/v1/shape?" + urlencode(query), pieces.put_nowait)
             # Whatever the stream was, it has been told piece by piece.
             pieces.put_nowait(None if response is None or "electric-cursor" in response.headers else response)
+            return response
 
         asking = asyncio.get_running_loop().create_task(ask())
         head = await pieces.get()
@@ -371,7 +372,8 @@ class Client(SimLoopOwner):
                     items = []
                     self.scheduler.trace(self.name, "streams to", self.view.offset)
                     self._on_claim(self)
-        await asking
+        # Only a connection that is lost may end within an event.
+        assert await asking is None or not text, text
         return STREAMED
 
     async def delete(self) -> int:
